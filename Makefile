@@ -1,0 +1,31 @@
+# `make demo` and `make test` set up what they need in .venv and do their job.
+
+PYTHON ?= python3
+BIN := .venv/bin
+export TF_CPP_MIN_LOG_LEVEL ?= 2
+
+.PHONY: demo test lint bench clean
+
+# The stamp is made again when the dependencies change, not when the code does: the
+# package is installed in place.
+.venv/installed: pyproject.toml setup.py
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+demo: .venv/installed
+	$(BIN)/python -m benchmarks.demo --picture demo.png
+
+test: .venv/installed
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+bench: .venv/installed
+	$(BIN)/python -m benchmarks.solve_and_warp
+	$(BIN)/python -m benchmarks.step_overhead
+
+clean:
+	rm -rf .venv tests/parity/.venv build dist *.egg-info demo.png

@@ -1,0 +1,213 @@
+"""From the gradient of the loss to a smooth adversarial flow."""
+
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_structadv.differences import central_difference, forward_difference
+from keras_structadv.operators import ScreenedPoisson
+from keras_structadv.solvers import SOLVERS
+
+
+def adversarial_flow(
+    images: Any,
+    gradients: Any,
+    *,
+    smoothness: float = 100.0,
+    max_displacement: Any = 2.0,
+    alpha: float | None = None,
+    solver: str = "dct",
+) -> Any:
+    """Returns the smooth motion of the pixels that raises the loss fastest.
+
+    Args:
+        images: float, (batch, height, width, channels), in any range.
+        gradients: float, the shape of `images`: the direction in which the loss
+            rises, as `per_image_gradients` gives it. An image whose gradient is zero
+            or not finite gets a zero flow.
+        smoothness: gamma of eq. 12, >= 0, in squared pixels.
+        max_displacement: length of the longest displacement, >= 0, in pixels; a
+            number, or one for each image, (batch,).
+        alpha: `None` scales each flow so that its longest displacement is
+            `max_displacement`. A number > 0 gives eq. 15 as it stands; only a flow
+            that is longer than `max_displacement` is scaled, down to it.
+        solver: `"dct"` (exact, nothing stored), `"sparse"` (conjugate gradients on a
+            sparse matrix) or `"dense"` (the explicit inverse of the paper's
+            Algorithm 1, up to 1 GiB).
+
+    Returns:
+        flow: float32, (batch, height, width, 2), (dy, dx) in pixels, the forward
+        motion: `warped[y, x] = image[y - dy, x - dx]`.
+
+    Raises:
+        ValueError: if the shapes do not fit, or an argument is out of its range.
+
+    Example:
+    >>> import numpy as np
+    >>> images = np.random.default_rng(0).uniform(size=(2, 8, 8, 1))
+    >>> flow = adversarial_flow(images, images - 0.5, max_displacement=1.5)
+    >>> longest = np.sqrt(np.max(np.sum(np.square(flow), axis=-1), axis=(1, 2)))
+    >>> longest.round(5).tolist()
+    [1.5, 1.5]
+
+    Reference: Luo, Mobahi, Bengio (2020), eq. 15 and Algorithm 1.
+    """
+    images = ops.convert_to_tensor(images, "float32")
+    gradients = ops.convert_to_tensor(gradients, "float32")
+    _check_images(images, gradients)
+    dy = ops.sum(gradients * central_difference(images, 1), axis=-1)
+    dx = ops.sum(gradients * central_difference(images, 2), axis=-1)
+    return flow_from_rhs(
+        dy,
+        dx,
+        smoothness=smoothness,
+        max_displacement=max_displacement,
+        alpha=alpha,
+        solver=solver,
+    )
+
+
+def flow_from_rhs(
+    dy: Any,
+    dx: Any,
+    *,
+    smoothness: float,
+    max_displacement: Any,
+    alpha: float | None = None,
+    solver: str = "dct",
+) -> Any:
+    """Returns the flow of eq. 15 for the right-hand side `[d_y, d_x]`.
+
+    Args:
+        dy: float32, (batch, height, width), eq. 9.
+        dx: float32, (batch, height, width), eq. 8.
+        smoothness: as in `adversarial_flow`.
+        max_displacement: as in `adversarial_flow`.
+        alpha: as in `adversarial_flow`.
+        solver: as in `adversarial_flow`.
+
+    Returns:
+        flow: float32, (batch, height, width, 2), (dy, dx) in pixels.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+    """
+    check_flow_arguments(smoothness, alpha, solver)
+    _check_displacement(max_displacement)
+    height, width = dy.shape[1:3]
+    rhs = ops.stack([dy, dx], axis=1)
+    finite = ops.all(ops.isfinite(rhs), axis=(1, 2, 3), keepdims=True)
+    rhs = ops.where(finite, rhs, 0.0)
+    # Gradients may be as small as 1e-30, whose squares float32 does not hold.
+    peak = ops.max(ops.abs(rhs), axis=(1, 2, 3), keepdims=True)
+    rhs = ops.reshape(ops.divide_no_nan(rhs, peak), (-1, height, width))
+    solution = SOLVERS[solver](ScreenedPoisson(height, width, smoothness), rhs)
+    flow = -ops.reshape(solution, (-1, 2, height, width))
+    longest = ops.sqrt(
+        ops.max(ops.sum(ops.square(flow), axis=1), axis=(1, 2))[:, None, None, None]
+    )
+    limit = ops.reshape(
+        ops.convert_to_tensor(max_displacement, "float32"), (-1, 1, 1, 1)
+    )
+    scale = ops.divide_no_nan(limit, longest)
+    if alpha is not None:
+        scale = ops.minimum(scale, peak / alpha)
+    flow = flow * scale
+    return ops.stack([flow[:, 0], flow[:, 1]], axis=-1)
+
+
+def random_flow(
+    images: Any,
+    *,
+    smoothness: float = 100.0,
+    max_displacement: Any = 2.0,
+    seed: Any = None,
+) -> Any:
+    """Returns a random flow of the smoothness and size of an adversarial one.
+
+    White noise takes the place of the right-hand side of eq. 15. This is the control
+    for every claim about adversarial flows.
+
+    Args:
+        images: (batch, height, width, channels); only the shape is used.
+        smoothness: as in `adversarial_flow`.
+        max_displacement: as in `adversarial_flow`.
+        seed: integer, `keras.random.SeedGenerator` or `None`.
+
+    Returns:
+        flow: float32, (batch, height, width, 2), (dy, dx) in pixels.
+    """
+    batch, height, width = ops.shape(images)[:3]
+    noise = keras.random.normal((2, batch, height, width), seed=seed)
+    return flow_from_rhs(
+        noise[0], noise[1], smoothness=smoothness, max_displacement=max_displacement
+    )
+
+
+def folded_fraction(flow: Any) -> Any:
+    """Returns the fraction of the pixels at which the flow folds the image.
+
+    There the Jacobian determinant of `(y, x) -> (y - dy, x - dx)` is not positive, and
+    the warped image shows some of its content twice.
+
+    Args:
+        flow: float, (batch, height, width, 2), (dy, dx) in pixels.
+
+    Returns:
+        float32, (batch,), in [0, 1].
+    """
+    flow = ops.convert_to_tensor(flow, "float32")
+    along_y = forward_difference(flow, 1)
+    along_x = forward_difference(flow, 2)
+    determinant = (1 - along_y[..., 0]) * (1 - along_x[..., 1]) - (
+        along_x[..., 0] * along_y[..., 1]
+    )
+    return ops.mean(ops.cast(determinant <= 0, "float32"), axis=(1, 2))
+
+
+def check_flow_arguments(smoothness: float, alpha: float | None, solver: str) -> None:
+    """Raises a `ValueError` that names the argument that is out of its range."""
+    if not isinstance(smoothness, (int, float)) or not 0 <= smoothness < np.inf:
+        raise ValueError(
+            f"Received smoothness={smoothness!r}. Pass a finite number >= 0, in "
+            "squared pixels."
+        )
+    if alpha is not None and not (isinstance(alpha, (int, float)) and 0 < alpha):
+        raise ValueError(
+            f"Received alpha={alpha!r}. Pass a number > 0, or None to scale each flow "
+            "to `max_displacement`."
+        )
+    if solver not in SOLVERS:
+        raise ValueError(f"Received solver={solver!r}. Pass one of {list(SOLVERS)}.")
+
+
+def _check_displacement(max_displacement: Any) -> None:
+    if isinstance(max_displacement, (int, float, list, tuple, np.ndarray)):
+        values = np.asarray(max_displacement, "float64")
+        if not np.all((values >= 0) & (values < np.inf)):
+            raise ValueError(
+                f"Received max_displacement={max_displacement!r}. Pass finite numbers "
+                ">= 0, in pixels."
+            )
+
+
+def _check_images(images: Any, gradients: Any) -> None:
+    if len(images.shape) != 4:
+        raise ValueError(
+            f"Received images of shape {tuple(images.shape)}. Pass a batch of shape "
+            "(batch, height, width, channels)."
+        )
+    if images.shape[1] is None or images.shape[2] is None:
+        raise ValueError(
+            f"Received images of shape {tuple(images.shape)}. Height and width must be "
+            "known when the graph is built: resize or crop, and set the static shape."
+        )
+    if len(gradients.shape) != 4 or any(
+        None not in (a, b) and a != b for a, b in zip(images.shape, gradients.shape)
+    ):
+        raise ValueError(
+            f"Received gradients of shape {tuple(gradients.shape)} for images of shape "
+            f"{tuple(images.shape)}. The two shapes must be equal."
+        )

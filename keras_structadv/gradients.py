@@ -1,0 +1,312 @@
+"""Gradients of a model's loss with respect to its input images.
+
+The only module that depends on the backend. What a backend has to provide is one
+entry of `_BACKENDS`: a function `(objective, images) -> gradients`, which
+differentiates the scalar `objective(images)` and leaves no trace, or returns `None`
+where the objective does not depend on the images.
+"""
+
+import copy
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import keras
+from keras import backend, ops
+
+# A power of two: it keeps float16 gradients away from zero and cancels exactly.
+_LOSS_SCALE = 2.0**10
+
+
+def per_image_gradients(
+    model: keras.Model,
+    images: Any,
+    labels: Any = None,
+    *,
+    loss: Any = None,
+    target: Any = None,
+) -> Any:
+    """Returns, for each image, the direction in which the adversarial loss rises.
+
+    That is the gradient of `sum_k L(model(z_k), l_k)`: a sum, so that the gradient of
+    an image does not depend on the other images of its batch. The model is called with
+    `training=False`, and the pass leaves no trace: weights, statistics, seeds, metrics
+    and losses stay as they are.
+
+    Args:
+        model: a built model with one input and one output.
+        images: float or integer, (batch, ...), as the model takes them.
+        labels: the true labels, in the form that the loss takes; `None` for the
+            model's own most likely labels.
+        loss: the loss, as `model.compile` takes it; `None` for the one that the model
+            was compiled with.
+        target: `None` to ascend the loss of `labels`; otherwise the loss of another
+            label is descended: `"most_confident_wrong"` or `"random"` (a wrong label,
+            drawn for each image), labels in the form of `labels`, or a function
+            `(labels, predictions) -> class ids`.
+
+    Returns:
+        gradients: float32, the shape of `images`. For a target, the negative of the
+        gradient of its loss, so that ascending it approaches the target.
+
+    Raises:
+        ValueError: if no loss is known, labels and images differ in number, or an
+            argument has no meaning here.
+
+    Reference: Luo, Mobahi, Bengio (2020), Algorithm 1, line 4, and section 6.3.
+    """
+    if backend.backend() not in _BACKENDS:
+        raise NotImplementedError(
+            f"Gradients are not available on the {backend.backend()} backend yet. Set "
+            'KERAS_BACKEND to one of: "' + '", "'.join(_BACKENDS) + '".'
+        )
+    images = ops.convert_to_tensor(images)
+    if labels is not None:
+        labels = ops.convert_to_tensor(labels)
+        check_length("labels", labels, images)
+    if not (target is None or callable(target) or isinstance(target, str)):
+        target = ops.convert_to_tensor(target)
+        check_length("target", target, images)
+    if isinstance(target, str) and target not in _TARGETS:
+        raise ValueError(
+            f"Received target={target!r}. Pass None, one of {list(_TARGETS)}, "
+            "or labels."
+        )
+    loss = per_image_loss(model, loss)
+    if not model.built:
+        model.build(images.shape)
+    forward = _Inference(model)
+
+    def objective(images: Any) -> Any:
+        predictions = forward(images)
+        if isinstance(predictions, (list, tuple, dict)):
+            raise ValueError(
+                f"Received a model with {len(predictions)} outputs. Gradients are "
+                "taken of models with one output: pass a model of the output that the "
+                "images shall be adversarial to."
+            )
+        settled = ops.stop_gradient(predictions)
+        true = labels
+        if true is None:
+            true = as_labels(_most_likely(settled, loss), settled, loss)
+        if target is None:
+            return _LOSS_SCALE * ops.sum(loss(true, predictions))
+        aim = target if not isinstance(target, str) else _TARGETS[target]
+        if callable(aim):
+            aim = aim(true, settled)
+        aim = as_labels(aim, settled, loss, like=true)
+        return -_LOSS_SCALE * ops.sum(loss(aim, predictions))
+
+    gradients = _BACKENDS[backend.backend()](
+        objective, ops.stop_gradient(ops.cast(images, "float32"))
+    )
+    if gradients is None:
+        warnings.warn(
+            f"The loss of model {model.name!r} does not depend on the images, so that "
+            "their gradient is zero. An integer input (`dtype='uint8'`) is the usual "
+            "cause: make it a float input.",
+            stacklevel=2,
+        )
+        return ops.zeros_like(ops.cast(images, "float32"))
+    return ops.stop_gradient(ops.cast(gradients, "float32") / _LOSS_SCALE)
+
+
+def most_confident_wrong(labels: Any, predictions: Any) -> Any:
+    """Returns the class that is not the label and has the highest prediction.
+
+    Args:
+        labels: class ids, (batch, ...), or one-hot, (batch, ..., classes).
+        predictions: logits or probabilities, (batch, ..., classes).
+
+    Returns:
+        int32, (batch, ...); for one sigmoid output, the other class, (batch, 1).
+    """
+    if predictions.shape[-1] == 1:
+        return 1 - _class_ids(labels, predictions)
+    true = ops.one_hot(_class_ids(labels, predictions), predictions.shape[-1])
+    lowest = ops.min(predictions, axis=-1, keepdims=True)
+    wrong = ops.where(true > 0, lowest - 1, predictions)
+    return ops.cast(ops.argmax(wrong, axis=-1), "int32")
+
+
+def random_wrong(labels: Any, predictions: Any, seed: Any = None) -> Any:
+    """Returns a class that is not the label, each with the same probability.
+
+    Args:
+        labels: class ids, (batch, ...), or one-hot, (batch, ..., classes).
+        predictions: logits or probabilities, (batch, ..., classes).
+        seed: integer, `keras.random.SeedGenerator` or `None`.
+
+    Returns:
+        int32, (batch, ...); for one sigmoid output, the other class, (batch, 1).
+    """
+    true = _class_ids(labels, predictions)
+    classes = max(predictions.shape[-1], 2)
+    # Not randint: XLA on a GPU has no integer range with a dynamic shape.
+    draw = keras.random.uniform(ops.shape(true), 1, classes, seed=seed)
+    return (true + ops.minimum(ops.cast(draw, "int32"), classes - 1)) % classes
+
+
+def per_image_loss(model: keras.Model, loss: Any = None) -> Callable[[Any, Any], Any]:
+    """Returns `(labels, predictions) -> losses`, one loss for each image, (batch,).
+
+    The loss of an image is what `loss` reports for this image alone. A function that
+    reduces to a scalar by itself is taken as a mean over the batch.
+
+    Args:
+        model: the model whose compiled loss is taken when `loss` is `None`.
+        loss: a loss as `model.compile` takes it: name, function or `keras.losses.Loss`.
+
+    Returns:
+        The function.
+
+    Raises:
+        ValueError: if there is no loss, or more than one.
+    """
+    if loss is None:
+        loss = getattr(model, "loss", None)
+    if loss is None:
+        raise ValueError(
+            f"Model {model.name!r} has no compiled loss. Compile it with a loss, or "
+            "pass `loss` to the layer, to `bind` or to `per_image_gradients`."
+        )
+    if isinstance(loss, (list, tuple, dict)):
+        raise ValueError(
+            f"Received loss={loss!r}. Adversarial gradients are taken of one loss of "
+            "one output: pass it as `loss`."
+        )
+    return _PerImageLoss(loss)
+
+
+def as_labels(classes: Any, predictions: Any, loss: Any, like: Any = None) -> Any:
+    """Returns class ids in the form of label that the loss takes.
+
+    Args:
+        classes: class ids, (batch, ...), or labels that already have the form.
+        predictions: (batch, ..., classes).
+        loss: what `per_image_loss` returned.
+        like: labels whose form and dtype are taken; `None` where there are none, and
+            the kind of the loss decides.
+
+    Returns:
+        Class ids, or one-hot vectors of the dtype of `like`.
+    """
+    depth = predictions.shape[-1]
+    if like is not None:
+        dtype = backend.standardize_dtype(like.dtype)
+        one_hot = depth > 1 and tuple(like.shape[1:]) == tuple(predictions.shape[1:])
+        shape = ops.shape(like)
+    else:
+        one_hot = depth > 1 and not loss.takes_class_ids
+        dtype = "float32" if one_hot or depth == 1 else "int32"
+        shape = (-1,) + tuple(predictions.shape[1:-1]) + ((1,) if depth == 1 else ())
+    if one_hot:
+        if len(classes.shape) == len(predictions.shape):
+            return ops.cast(classes, dtype)
+        return ops.one_hot(ops.cast(classes, "int32"), depth, dtype=dtype)
+    return ops.reshape(ops.cast(classes, dtype), shape)
+
+
+def _most_likely(predictions: Any, loss: Any) -> Any:
+    if predictions.shape[-1] == 1:
+        return ops.cast(predictions > (0.0 if loss.from_logits else 0.5), "int32")
+    return ops.argmax(predictions, axis=-1)
+
+
+def _class_ids(labels: Any, predictions: Any) -> Any:
+    if predictions.shape[-1] > 1:
+        if tuple(labels.shape[1:]) == tuple(predictions.shape[1:]):
+            return ops.cast(ops.argmax(labels, axis=-1), "int32")
+        shape = (-1,) + tuple(predictions.shape[1:-1])
+    else:
+        labels = ops.cast(labels, "float32") > 0.5
+        shape = (-1,) + tuple(predictions.shape[1:])
+    return ops.reshape(ops.cast(labels, "int32"), shape)
+
+
+def check_length(name: str, labels: Any, images: Any) -> None:
+    """Raises a `ValueError` unless there is one entry for each image."""
+    if not labels.shape:
+        raise ValueError(
+            f"Received {name} without a batch axis. Pass one for each image."
+        )
+    if None not in (labels.shape[0], images.shape[0]) and (
+        labels.shape[0] != images.shape[0]
+    ):
+        raise ValueError(
+            f"Received {name} of shape {tuple(labels.shape)} for images of shape "
+            f"{tuple(images.shape)}. Pass one for each image."
+        )
+
+
+class _PerImageLoss:
+    def __init__(self, loss: Any):
+        self._sum = getattr(loss, "reduction", None) == "sum"
+        self.from_logits = bool(getattr(loss, "from_logits", False))
+        if isinstance(loss, keras.losses.Loss):
+            loss = copy.copy(loss)  # the user's own keeps its reduction
+            loss.reduction = None
+            name = type(loss).__name__ + loss.name
+        elif str(loss).lower() in ("crossentropy", "ce"):
+            name = loss  # the labels decide which
+        else:
+            loss = keras.losses.get(loss)
+            name = getattr(loss, "__name__", "")
+        self._loss = loss
+        self.takes_class_ids = "sparse" in name.lower()
+
+    def __call__(self, labels: Any, predictions: Any) -> Any:
+        labels = ops.convert_to_tensor(labels)
+        if isinstance(self._loss, keras.losses.Loss):
+            losses = self._loss(labels, predictions)
+        else:
+            losses = self._call_function(labels, ops.cast(predictions, "float32"))
+        losses = ops.cast(losses, "float32")
+        if len(losses.shape) == 0:
+            return ops.broadcast_to(losses, ops.shape(predictions)[:1])
+        axes = tuple(range(1, len(losses.shape)))
+        return ops.sum(losses, axes) if self._sum else ops.mean(losses, axes)
+
+    def _call_function(self, labels: Any, predictions: Any) -> Any:
+        loss = self._loss
+        if isinstance(loss, str):
+            if predictions.shape[-1] == 1:
+                loss = keras.losses.binary_crossentropy
+            elif tuple(labels.shape) == tuple(predictions.shape):
+                loss = keras.losses.categorical_crossentropy
+            else:
+                loss = keras.losses.sparse_categorical_crossentropy
+        if len(labels.shape) == len(predictions.shape) - 1 and (
+            predictions.shape[-1] == 1
+        ):
+            labels = labels[..., None]  # (batch,) against (batch, 1) would broadcast
+        return loss(ops.cast(labels, "float32"), predictions)
+
+
+class _Inference(keras.layers.Layer):
+    """Calls a model in inference mode, and leaves the losses that it holds alone.
+
+    Keras clears the losses of the layer at which a call enters. Here that is this
+    layer, which does not track the model.
+    """
+
+    def __init__(self, model: keras.Model):
+        super().__init__(name="gradient_pass", autocast=False)
+        self._call_model = lambda images: model(images, training=False)
+
+    def call(self, images: Any) -> Any:
+        with keras.StatelessScope():
+            return self._call_model(images)
+
+
+def _tensorflow_gradients(objective: Callable[[Any], Any], images: Any) -> Any:
+    import tensorflow as tf
+
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(images)
+        value = objective(images)
+    return tape.gradient(value, images)
+
+
+_BACKENDS = {"tensorflow": _tensorflow_gradients}
+_TARGETS = {"most_confident_wrong": most_confident_wrong, "random": random_wrong}

@@ -1,0 +1,353 @@
+"""What the adversarial layers share: from images and labels to augmented images."""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import keras
+from keras import ops
+
+from keras_structadv.gradients import check_length, per_image_gradients, random_wrong
+
+_TARGETS = (None, "most_confident_wrong", "random")
+
+
+class Augmented(NamedTuple):
+    """What an adversary made of a batch.
+
+    Attributes:
+        images: float32, the shape of the images that went in.
+        gain: float32, (chosen,), the first-order rise of the adversarial loss.
+        active: float32, (chosen,), 1 where an image was chosen, else 0.
+        fields: the fields of the chosen images, (chosen, height, width, ...).
+        chosen: int32, (chosen,), their places in the batch; `None` for all.
+    """
+
+    images: Any
+    gain: Any
+    active: Any
+    fields: Any
+    chosen: Any
+
+
+class StructuredAdversary(keras.layers.Layer):
+    """Base of the layers that move images along the structured gradient of a loss.
+
+    Subclasses say what a field is: `draw_strength`, `make_field`, `compose`, `apply`.
+
+    Args:
+        rate: the fraction of the images that is augmented, in [0, 1]. The gradient
+            is computed for `ceil(rate * batch)` images only.
+        target: `None` to ascend the loss of the true label; `"most_confident_wrong"`
+            or `"random"` to descend the loss of a wrong one.
+        steps: how often gradient, solve and application are repeated, >= 1.
+        loss: a loss as `model.compile` takes it; `None` for the model's own.
+        value_range: the lowest and the highest value of the images.
+        seed: integer; `None` for a random one.
+        data_format: `"channels_last"` or `"channels_first"`; `None` for Keras' own.
+        **kwargs: `name` and `dtype`, as for every layer.
+    """
+
+    def __init__(
+        self,
+        *,
+        rate: float = 0.5,
+        target: str | None = None,
+        steps: int = 1,
+        loss: Any = None,
+        value_range: tuple[float, float] = (0, 255),
+        seed: int | None = None,
+        data_format: str | None = None,
+        **kwargs: Any,
+    ):
+        super().__init__(autocast=False, **kwargs)  # labels keep their dtype
+        if not isinstance(rate, (int, float)) or not 0 <= rate <= 1:
+            raise ValueError(f"Received rate={rate!r}. Pass a fraction in [0, 1].")
+        if target not in _TARGETS:
+            raise ValueError(
+                f"Received target={target!r}. Pass one of {_TARGETS}, or give labels "
+                'with each call: layer({"images": ..., "labels": ..., "targets": ...}).'
+            )
+        if not isinstance(steps, int) or steps < 1:
+            raise ValueError(f"Received steps={steps!r}. Pass an integer >= 1.")
+        self.rate = rate
+        self.target = target
+        self.steps = steps
+        self.loss = loss
+        self.value_range = _pair("value_range", value_range)
+        self.seed = seed
+        self.data_format = data_format or keras.config.image_data_format()
+        if self.data_format not in ("channels_last", "channels_first"):
+            raise ValueError(
+                f"Received data_format={data_format!r}. Pass "
+                '"channels_last" or "channels_first".'
+            )
+        self.seed_generator = keras.random.SeedGenerator(seed)
+        self._binding = _Binding()
+        self.built = True
+
+    def bind(self, model: keras.Model, loss: Any = None, snapshot: bool = False):
+        """Tells the layer whose loss its gradients are taken of.
+
+        Args:
+            model: a model with one input, images, and one output. It is read at each
+                call, so that the gradients are those of the weights at that time.
+                It is neither tracked nor saved with the layer.
+            loss: overrides the layer's own `loss` and the model's compiled one.
+            snapshot: not available yet.
+
+        Returns:
+            The layer itself.
+
+        Raises:
+            TypeError: if `model` is not a Keras model.
+        """
+        if not isinstance(model, keras.Model):
+            raise TypeError(
+                f"Received model={model!r} of type {type(model).__name__}. Bind to a "
+                "keras.Model."
+            )
+        if snapshot:
+            raise NotImplementedError(
+                "Received snapshot=True, which a later release brings. Bind to the "
+                "live model, or train with AdversarialTraining."
+            )
+        self._binding.model = model
+        self._binding.loss = loss
+        return self
+
+    # What a subclass defines.
+
+    def draw_strength(self, count: Any) -> Any:
+        """Returns the random strength of each of `count` images, float32, (count,)."""
+        raise NotImplementedError
+
+    def make_field(self, images: Any, gradients: Any, strength: Any) -> Any:
+        """Returns the fields for channels-last images, their gradients, strengths."""
+        raise NotImplementedError
+
+    def compose(self, first: Any, second: Any) -> Any:
+        """Returns the field that does what `first` and then `second` do."""
+        raise NotImplementedError
+
+    def apply(self, images: Any, field: Any) -> Any:
+        """Returns channels-last float32 images changed by a field."""
+        raise NotImplementedError
+
+    # The way of the data.
+
+    def augment(
+        self, images: Any, labels: Any = None, targets: Any = None, strength: Any = 1.0
+    ) -> Augmented:
+        """Augments a batch for the bound model.
+
+        Args:
+            images: (batch, height, width, channels), or channels first.
+            labels: as the model's loss takes them; `None` for the model's own.
+            targets: labels to approach instead of the layer's `target`.
+            strength: factor in [0, 1] on the drawn strengths.
+
+        Returns:
+            An `Augmented`.
+        """
+        images = ops.cast(images, "float32")
+        chosen, active = self._choose(images)
+        pick = (lambda x: x) if chosen is None else _picker(chosen)
+        originals, labels, targets = pick(images), pick(labels), pick(targets)
+        size = strength * active * self.draw_strength(ops.shape(originals)[0])
+
+        current, field, gain = originals, None, 0.0
+        for _ in range(self.steps):
+            gradients = self.gradient(current, labels, targets)
+            step = self.make_field(
+                self._channels_last(current), self._channels_last(gradients), size
+            )
+            field = step if field is None else self.compose(field, step)
+            moved = self._channels_first(
+                self.apply(self._channels_last(originals), field)
+            )
+            # A field of zeros is the identity, also where a pixel is not finite.
+            still = ops.all(field == 0, axis=(1, 2, 3), keepdims=True)
+            moved = ops.where(still, originals, moved)
+            rise = ops.where(still, 0.0, gradients * (moved - current))
+            gain = gain + ops.sum(rise, axis=(1, 2, 3))
+            current = moved
+        if chosen is not None:
+            current = ops.scatter_update(images, chosen[:, None], current)
+        return Augmented(current, gain, active, field, chosen)
+
+    def gradient(self, images: Any, labels: Any, targets: Any) -> Any:
+        """Returns the adversarial gradient of the bound model, as the images are."""
+        model = self._binding.model
+        if model is None:
+            raise ValueError(
+                f"Layer {self.name!r} was called with training=True before it was "
+                "bound to a model. Call layer.bind(model), or train with "
+                "callbacks=[AdversarialTraining(layer)]."
+            )
+        target = self.target if targets is None else targets
+        if isinstance(target, str) and target == "random":
+            target = functools.partial(random_wrong, seed=self.seed_generator)
+        loss = self.loss if self._binding.loss is None else self._binding.loss
+        return per_image_gradients(model, images, labels, loss=loss, target=target)
+
+    def call(
+        self,
+        images: Any,
+        labels: Any = None,
+        sample_weight: Any = None,
+        training: bool = True,
+    ) -> Any:
+        """Returns the augmented data in the structure in which it came.
+
+        Args:
+            images: one image (rank 3), a batch (rank 4), or a dict with the key
+                `"images"` and, if there are any, `"labels"` and `"targets"`.
+            labels: one for each image, in the form that the loss takes.
+            sample_weight: passed through; it does not enter the gradient.
+            training: `False` for the identity.
+
+        Returns:
+            Images alone, `(images, labels)`, `(images, labels, sample_weight)` or a
+            dict, as the arguments were. The images have the layer's compute dtype;
+            everything else is returned as it came.
+        """
+        if isinstance(images, dict):
+            return {**images, "images": self._augment_data(images, training)}
+        augmented = self._augment_data({"images": images, "labels": labels}, training)
+        if sample_weight is not None:
+            return augmented, labels, sample_weight
+        return augmented if labels is None else (augmented, labels)
+
+    def compute_output_spec(
+        self,
+        images: Any,
+        labels: Any = None,
+        sample_weight: Any = None,
+        training: bool = True,
+    ) -> Any:
+        """Returns the symbolic outputs of `call`."""
+
+        def spec(x: Any) -> keras.KerasTensor:
+            return keras.KerasTensor(x.shape, dtype=x.dtype)
+
+        data = images if isinstance(images, dict) else {"images": images}
+        out = keras.KerasTensor(data["images"].shape, dtype=self.compute_dtype)
+        if isinstance(images, dict):
+            return {**keras.tree.map_structure(spec, images), "images": out}
+        if sample_weight is not None:
+            return out, spec(labels), spec(sample_weight)
+        return out if labels is None else (out, spec(labels))
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        """Returns the shape of the images out, which is that of the images in."""
+        return input_shape
+
+    def get_config(self) -> dict:
+        """Returns every constructor argument; the bound model is not one."""
+        loss = self.loss
+        if not (loss is None or isinstance(loss, str)):
+            loss = keras.saving.serialize_keras_object(loss)
+        return {
+            **super().get_config(),
+            "rate": self.rate,
+            "target": self.target,
+            "steps": self.steps,
+            "loss": loss,
+            "value_range": self.value_range,
+            "seed": self.seed,
+            "data_format": self.data_format,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict) -> "StructuredAdversary":
+        """Returns a layer from what `get_config` returned."""
+        if isinstance(config.get("loss"), dict):
+            loss = keras.saving.deserialize_keras_object(config["loss"])
+            config = {**config, "loss": loss}
+        return super().from_config(config)
+
+    def _augment_data(self, data: dict, training: bool) -> Any:
+        if "images" not in data:
+            raise ValueError(
+                f"Received a dict with the keys {sorted(data)}. Pass the images under "
+                'the key "images".'
+            )
+        for key in ("segmentation_masks", "bounding_boxes", "keypoints"):
+            if training and key in data:
+                raise NotImplementedError(
+                    f"Received the key {key!r}: moving it with the image comes in a "
+                    "later release, and leaving it where it was would be wrong."
+                )
+        images, labels, targets = (
+            None if data.get(key) is None else ops.convert_to_tensor(data[key])
+            for key in ("images", "labels", "targets")
+        )
+        if len(images.shape) not in (3, 4):
+            raise ValueError(
+                f"Received images of shape {tuple(images.shape)}. Pass one image of "
+                "rank 3 or a batch of rank 4."
+            )
+        if not training or self.rate == 0:
+            return ops.cast(images, self.compute_dtype)
+        single = len(images.shape) == 3
+        if single:
+            images, labels, targets = (
+                None if x is None else x[None] for x in (images, labels, targets)
+            )
+        for name, x in (("labels", labels), ("targets", targets)):
+            if x is not None:
+                check_length(name, x, images)
+        augmented = ops.cast(
+            self.augment(images, labels, targets).images, self.compute_dtype
+        )
+        return augmented[0] if single else augmented
+
+    def _choose(self, images: Any) -> tuple[Any, Any]:
+        """Returns the places of the chosen images, and 1.0 for each that is active."""
+        batch = ops.shape(images)[0]
+        if self.rate == 1:
+            return None, ops.ones((batch,))
+        if isinstance(batch, int):
+            expected = round(self.rate * batch, 6)  # 0.1 * 30 is not quite 3
+            count = math.ceil(expected)
+        else:
+            expected = ops.cast(self.rate * ops.cast(batch, "float64"), "float32")
+            expected = ops.round(expected * 1024) / 1024
+            count = ops.cast(ops.ceil(expected), "int32")
+        order = ops.argsort(keras.random.uniform((batch,), seed=self.seed_generator))
+        chosen = ops.cast(order[:count], "int32")
+        # The last one makes up for the fraction: it is active with that probability.
+        place = ops.arange(count, dtype="float32")
+        draw = keras.random.uniform((), seed=self.seed_generator)
+        return chosen, ops.cast(place + draw < expected, "float32")
+
+    def _channels_last(self, x: Any) -> Any:
+        if self.data_format == "channels_first":
+            return ops.transpose(x, (0, 2, 3, 1))
+        return x
+
+    def _channels_first(self, x: Any) -> Any:
+        if self.data_format == "channels_first":
+            return ops.transpose(x, (0, 3, 1, 2))
+        return x
+
+
+class _Binding:
+    """Holds the bound model where Keras does not track its weights."""
+
+    model: keras.Model | None = None
+    loss: Any = None
+
+
+def _picker(chosen: Any) -> Callable[[Any], Any]:
+    return lambda x: None if x is None else ops.take(x, chosen, axis=0)
+
+
+def _pair(name: str, value: Any) -> tuple[float, float]:
+    if not isinstance(value, (tuple, list)) or len(value) != 2 or value[0] >= value[1]:
+        raise ValueError(
+            f"Received {name}={value!r}. Pass a pair (low, high), low < high."
+        )
+    return tuple(value)

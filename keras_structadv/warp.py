@@ -1,0 +1,114 @@
+"""Resampling images along a flow."""
+
+from typing import Any
+
+from keras import backend, ops
+
+
+def dense_image_warp(images: Any, flow: Any, *, interpolation: str = "bilinear") -> Any:
+    """Returns the images moved along a flow.
+
+    `warped[y, x] = image[y - dy, x - dx]`, coordinates clamped to the image. Values
+    and gradients are those of `tfa.image.dense_image_warp(image, flow)`.
+
+    Args:
+        images: (batch, height, width, channels), height and width static, >= 1.
+        flow: float, (batch, height, width, 2), (dy, dx) in pixels.
+        interpolation: `"bilinear"`, or `"nearest"` for masks and other integers.
+
+    Returns:
+        warped: the shape of `images`. With `"nearest"`, and for floating images, in
+        their dtype; integer images come out of `"bilinear"` as float32.
+
+    Raises:
+        ValueError: if the shapes do not fit or the interpolation is not known.
+
+    Example:
+    A motion of one pixel down:
+
+    >>> import numpy as np
+    >>> images = np.array([1.0, 2.0, 3.0]).reshape((1, 3, 1, 1))
+    >>> flow = np.broadcast_to([1.0, 0.0], (1, 3, 1, 2))
+    >>> np.ravel(dense_image_warp(images, flow)).tolist()
+    [1.0, 1.0, 2.0]
+
+    Reference: Luo, Mobahi, Bengio (2020), Algorithm 1, line 15.
+    """
+    images = ops.convert_to_tensor(images)
+    flow = ops.convert_to_tensor(flow, "float32")  # float16 cannot address 224 pixels
+    _check(images, flow, interpolation)
+    batch = ops.shape(images)[0]
+    height, width, channels = images.shape[1:]
+    y = ops.arange(height, dtype="float32")[:, None] - flow[..., 0]
+    x = ops.arange(width, dtype="float32")[None, :] - flow[..., 1]
+    row = ops.arange(batch, dtype="int32")[:, None, None] * (height * width)
+    pixels = ops.reshape(images, (-1, channels))
+
+    if interpolation == "nearest":
+        y0, _ = _split(y + 0.5, height, height - 1)
+        x0, _ = _split(x + 0.5, width, width - 1)
+        return ops.take(pixels, row + y0 * width + x0, axis=0)
+
+    # The upper left corner stays one pixel inside, so that its neighbours exist.
+    y0, fraction_y = _split(y, height, max(height - 2, 0))
+    x0, fraction_x = _split(x, width, max(width - 2, 0))
+    down = width if height > 1 else 0
+    right = 1 if width > 1 else 0
+    corner = row + y0 * width + x0
+    dtype = backend.standardize_dtype(images.dtype)
+    if not backend.is_float_dtype(dtype):
+        dtype = "float32"
+    # Four gathers of whole pixels by flat index: of the forms tried, the fastest on a
+    # CPU with and without XLA (benchmarks/solve_and_warp.py).
+    a, b, c, d = (
+        ops.cast(ops.take(pixels, corner + offset, axis=0), "float32")
+        for offset in (0, right, down, down + right)
+    )
+    top = a + fraction_x * (b - a)
+    bottom = c + fraction_x * (d - c)
+    return ops.cast(top + fraction_y * (bottom - top), dtype)
+
+
+def compose_flows(first: Any, second: Any) -> Any:
+    """Returns the one flow that moves as `first` and then `second` do.
+
+    Warping once along it resamples the image once, where two warps would blur twice.
+
+    Args:
+        first: float, (batch, height, width, 2), (dy, dx) in pixels.
+        second: float, the shape of `first`.
+
+    Returns:
+        flow: float32, the shape of `first`, up to the interpolation of `first`.
+    """
+    second = ops.convert_to_tensor(second, "float32")
+    return second + dense_image_warp(first, second)
+
+
+def _split(coordinate: Any, size: int, last: int) -> tuple[Any, Any]:
+    """Returns the pixel at or before a coordinate, at most `last`, and the rest."""
+    coordinate = ops.clip(coordinate, 0.0, size - 1.0)
+    # Clipped as an integer, so that a coordinate that is not a number stays inside.
+    pixel = ops.clip(ops.cast(ops.floor(coordinate), "int32"), 0, last)
+    return pixel, (coordinate - ops.cast(pixel, "float32"))[..., None]
+
+
+def _check(images: Any, flow: Any, interpolation: str) -> None:
+    if interpolation not in ("bilinear", "nearest"):
+        raise ValueError(
+            f'Received interpolation={interpolation!r}. Pass "bilinear" or "nearest".'
+        )
+    shape, flow_shape = tuple(images.shape), tuple(flow.shape)
+    if len(shape) != 4 or None in shape[1:]:
+        raise ValueError(
+            f"Received images of shape {shape}. Pass a batch of shape (batch, height, "
+            "width, channels) whose height, width and channels are known."
+        )
+    expected = shape[:3] + (2,)
+    if len(flow_shape) != 4 or any(
+        None not in (a, b) and a != b for a, b in zip(expected, flow_shape)
+    ):
+        raise ValueError(
+            f"Received flow of shape {flow_shape} for images of shape {shape}. Pass a "
+            f"flow of shape {expected}, (dy, dx) in pixels."
+        )
