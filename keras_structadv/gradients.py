@@ -142,9 +142,9 @@ def random_wrong(labels: Any, predictions: Any, seed: Any = None) -> Any:
     """
     true = _class_ids(labels, predictions)
     classes = max(predictions.shape[-1], 2)
-    # Not randint: XLA on a GPU has no integer range with a dynamic shape.
-    draw = keras.random.uniform(ops.shape(true), 1, classes, seed=seed)
-    return (true + ops.minimum(ops.cast(draw, "int32"), classes - 1)) % classes
+    return (
+        true + keras.random.randint(ops.shape(true), 1, classes, seed=seed)
+    ) % classes
 
 
 def per_image_loss(model: keras.Model, loss: Any = None) -> Callable[[Any, Any], Any]:
@@ -226,7 +226,7 @@ def _class_ids(labels: Any, predictions: Any) -> Any:
 
 def check_length(name: str, labels: Any, images: Any) -> None:
     """Raises a `ValueError` unless there is one entry for each image."""
-    if not labels.shape:
+    if len(labels.shape) == 0:
         raise ValueError(
             f"Received {name} without a batch axis. Pass one for each image."
         )

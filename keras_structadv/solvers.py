@@ -61,11 +61,10 @@ def conjugate_gradients(
     norm2 = dot(rhs, rhs)
     threshold = rtol**2 * norm2
 
-    def unfinished(state: tuple) -> Any:
-        return ops.any(state[0])
+    def unfinished(active: Any, *_: Any) -> Any:
+        return ops.any(active)
 
-    def step(state: tuple) -> tuple:
-        active, x, r, p, rz, iterations = state
+    def step(active: Any, x: Any, r: Any, p: Any, rz: Any, iterations: Any) -> tuple:
         ap = matvec(p)
         alpha = ops.where(active, ops.divide_no_nan(rz, dot(p, ap)), 0.0)  # line 3
         x = x + alpha * p  # line 4

@@ -9,7 +9,9 @@ def dense_image_warp(images: Any, flow: Any, *, interpolation: str = "bilinear")
     """Returns the images moved along a flow.
 
     `warped[y, x] = image[y - dy, x - dx]`, coordinates clamped to the image. Values
-    and gradients are those of `tfa.image.dense_image_warp(image, flow)`.
+    and gradients are those of `tfa.image.dense_image_warp(image, flow)`, but for the
+    gradient by the flow where a coordinate is a whole number: there that function
+    returns zero, and this one the slope to the next pixel.
 
     Args:
         images: (batch, height, width, channels), height and width static, >= 1.
@@ -64,9 +66,10 @@ def dense_image_warp(images: Any, flow: Any, *, interpolation: str = "bilinear")
         ops.cast(ops.take(pixels, corner + offset, axis=0), "float32")
         for offset in (0, right, down, down + right)
     )
-    top = a + fraction_x * (b - a)
-    bottom = c + fraction_x * (d - c)
-    return ops.cast(top + fraction_y * (bottom - top), dtype)
+    # Both weights, not one and a difference: exact where a fraction is 0 or 1.
+    top = (1 - fraction_x) * a + fraction_x * b
+    bottom = (1 - fraction_x) * c + fraction_x * d
+    return ops.cast((1 - fraction_y) * top + fraction_y * bottom, dtype)
 
 
 def compose_flows(first: Any, second: Any) -> Any:

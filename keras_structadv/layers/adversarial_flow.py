@@ -69,8 +69,7 @@ class AdversarialFlow(StructuredAdversary):
     def draw_strength(self, count: Any) -> Any:
         """Returns the longest displacement of each image, float32, (count,), pixels."""
         low, high = self._displacement_range
-        draw = keras.random.uniform((count,), seed=self.seed_generator)
-        return low + (high - low) * draw
+        return low + (high - low) * self.draw_uniform(count)
 
     def make_field(self, images: Any, gradients: Any, strength: Any) -> Any:
         """Returns the flow, float32, (batch, height, width, 2), (dy, dx) in pixels."""

@@ -10,6 +10,8 @@ from keras import ops
 
 from keras_structadv.gradients import check_length, per_image_gradients, random_wrong
 
+_KEYS = ("images", "labels", "targets")
+_FIELD_KEYS = ("segmentation_masks", "bounding_boxes", "keypoints")
 _TARGETS = (None, "most_confident_wrong", "random")
 
 
@@ -117,6 +119,12 @@ class StructuredAdversary(keras.layers.Layer):
         self._binding.loss = loss
         return self
 
+    def draw_uniform(self, count: Any) -> Any:
+        """Returns `count` draws from U(0, 1), float32, (count,)."""
+        # By integers: TensorFlow draws other floats with XLA than without.
+        draw = keras.random.randint((count,), 0, 2**24, seed=self.seed_generator)
+        return ops.cast(draw, "float32") / 2**24
+
     # What a subclass defines.
 
     def draw_strength(self, count: Any) -> Any:
@@ -191,6 +199,24 @@ class StructuredAdversary(keras.layers.Layer):
             target = functools.partial(random_wrong, seed=self.seed_generator)
         loss = self.loss if self._binding.loss is None else self._binding.loss
         return per_image_gradients(model, images, labels, loss=loss, target=target)
+
+    def __call__(self, images: Any, *args: Any, **kwargs: Any) -> Any:
+        """Returns what `call` returns; keys that it does not know are not touched."""
+        if not isinstance(images, dict):
+            return super().__call__(images, *args, **kwargs)
+        for key in _FIELD_KEYS:
+            if key in images:
+                raise NotImplementedError(
+                    f"Received the key {key!r}: moving it with the image comes in a "
+                    "later release, and leaving it where it was would be wrong."
+                )
+        if "images" not in images:
+            raise ValueError(
+                f"Received a dict with the keys {sorted(images)}. Pass the images "
+                'under the key "images".'
+            )
+        known = {key: images[key] for key in _KEYS if images.get(key) is not None}
+        return {**images, **super().__call__(known, *args, **kwargs)}
 
     def call(
         self,
@@ -269,21 +295,7 @@ class StructuredAdversary(keras.layers.Layer):
         return super().from_config(config)
 
     def _augment_data(self, data: dict, training: bool) -> Any:
-        if "images" not in data:
-            raise ValueError(
-                f"Received a dict with the keys {sorted(data)}. Pass the images under "
-                'the key "images".'
-            )
-        for key in ("segmentation_masks", "bounding_boxes", "keypoints"):
-            if training and key in data:
-                raise NotImplementedError(
-                    f"Received the key {key!r}: moving it with the image comes in a "
-                    "later release, and leaving it where it was would be wrong."
-                )
-        images, labels, targets = (
-            None if data.get(key) is None else ops.convert_to_tensor(data[key])
-            for key in ("images", "labels", "targets")
-        )
+        images, labels, targets = (data.get(key) for key in _KEYS)
         if len(images.shape) not in (3, 4):
             raise ValueError(
                 f"Received images of shape {tuple(images.shape)}. Pass one image of "
@@ -316,12 +328,10 @@ class StructuredAdversary(keras.layers.Layer):
             expected = ops.cast(self.rate * ops.cast(batch, "float64"), "float32")
             expected = ops.round(expected * 1024) / 1024
             count = ops.cast(ops.ceil(expected), "int32")
-        order = ops.argsort(keras.random.uniform((batch,), seed=self.seed_generator))
-        chosen = ops.cast(order[:count], "int32")
+        chosen = ops.cast(ops.argsort(self.draw_uniform(batch))[:count], "int32")
         # The last one makes up for the fraction: it is active with that probability.
         place = ops.arange(count, dtype="float32")
-        draw = keras.random.uniform((), seed=self.seed_generator)
-        return chosen, ops.cast(place + draw < expected, "float32")
+        return chosen, ops.cast(place + self.draw_uniform(1) < expected, "float32")
 
     def _channels_last(self, x: Any) -> Any:
         if self.data_format == "channels_first":

@@ -1,0 +1,120 @@
+"""What adversarial augmentation adds to a training step.
+
+A small ResNet on 32x32x3 images, batch 128; every variant in turn in one process, the
+median over the rounds of its ratio to the plain step of the same round.
+
+    python -m benchmarks.step_overhead [--rounds N]
+"""
+
+import argparse
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import layers
+
+import keras_structadv as ksa
+from benchmarks.timing import interleave, machine, ratios
+
+BATCH = 128
+
+
+def small_resnet() -> keras.Model:
+    """Returns a ResNet with three stages of one residual block each."""
+    inputs = keras.Input((32, 32, 3))
+    x = layers.Rescaling(1 / 255)(inputs)
+    x = layers.Conv2D(32, 3, padding="same", use_bias=False)(x)
+    for filters, strides in ((32, 1), (64, 2), (128, 2)):
+        y = layers.BatchNormalization()(x)
+        y = layers.ReLU()(y)
+        if x.shape[-1] != filters or strides > 1:
+            x = layers.Conv2D(filters, 1, strides=strides, use_bias=False)(y)
+        y = layers.Conv2D(filters, 3, strides=strides, padding="same", use_bias=False)(
+            y
+        )
+        y = layers.BatchNormalization()(y)
+        y = layers.ReLU()(y)
+        y = layers.Conv2D(filters, 3, padding="same", use_bias=False)(y)
+        x = layers.Add()([x, y])
+    x = layers.ReLU()(layers.BatchNormalization()(x))
+    x = layers.GlobalAveragePooling2D()(x)
+    return keras.Model(inputs, layers.Dense(10)(x))
+
+
+def variants() -> dict:
+    """Returns, for each name, a function `(images, labels) -> images, extra result`."""
+    model = small_resnet()
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.SGD(0.01, momentum=0.9), loss)
+    model.optimizer.build(model.trainable_variables)
+
+    def gradient_only(images, labels):
+        return images, ksa.per_image_gradients(model, images, labels)
+
+    def flow(rate):
+        layer = ksa.AdversarialFlow(rate=rate).bind(model)
+
+        def augment(images, labels):
+            augmented = layer.augment(images, labels)
+            return augmented.images, augmented.gain  # as AdversarialTraining reports
+
+        return augment
+
+    elastic = keras.layers.RandomElasticTransform()
+    randaugment = keras.layers.RandAugment()
+    return model, {
+        "plain": lambda images, labels: (images, 0.0),
+        "gradient only": gradient_only,
+        "flow, rate 1": flow(1.0),
+        "flow, rate 0.5": flow(0.5),
+        "keras RandomElasticTransform": lambda x, y: (elastic(x, training=True), 0.0),
+        "keras RandAugment": lambda x, y: (randaugment(x, training=True), 0.0),
+    }
+
+
+def measure(jit_compile: bool, rounds: int) -> dict[str, tuple[float, float] | None]:
+    """Returns the ratio of each variant to the plain step; `None` if it fails."""
+    rng = np.random.default_rng(0)
+    images = tf.constant(rng.uniform(0, 255, (BATCH, 32, 32, 3)), "float32")
+    labels = tf.constant(rng.integers(0, 10, BATCH))
+    model, augmentations = variants()
+    calls = {}
+    for name, augment in augmentations.items():
+
+        def step(images, labels, augment=augment):
+            images, extra = augment(images, labels)
+            return model.train_step((images, labels)), extra
+
+        compiled = tf.function(step, jit_compile=jit_compile)
+        try:
+            compiled(images, labels)
+        except tf.errors.OpError as error:
+            print(f"{name}: {str(error).splitlines()[0][:100]}")
+            continue
+        calls[name] = lambda f=compiled: keras.tree.map_structure(
+            np.asarray, f(images, labels)
+        )
+    measured = ratios(interleave(calls, rounds), "plain")
+    return {name: measured.get(name) for name in augmentations}
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=20)
+    rounds = parser.parse_args().rounds
+    columns = [measure(jit, rounds) for jit in (False, True)]
+    print(f"\n{machine()}; batch {BATCH}, 32x32x3, median of {rounds} rounds (IQR)\n")
+    print("| step | without XLA | with XLA |\n|---|---|---|")
+    for name in columns[0]:
+        cells = [
+            "does not compile"
+            if c[name] is None
+            else "{:.2f} ({:.2f})".format(*c[name])
+            for c in columns
+        ]
+        print(f"| {name} | {cells[0]} | {cells[1]} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""Models and images that several test modules use."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+import keras_structadv as ksa
+
+
+def small_model(classes=3, shape=(8, 8, 1), compiled=True, activation=None):
+    """Returns a small network that is smooth, so that derivatives can be compared."""
+    model = keras.Sequential(
+        [
+            keras.Input(shape),
+            layers.Conv2D(4, 3, padding="same", activation="tanh"),
+            layers.BatchNormalization(),
+            layers.Flatten(),
+            layers.Dense(classes, activation=activation),
+        ]
+    )
+    if compiled:
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=not activation)
+        model.compile("sgd", loss, metrics=["accuracy"])
+    return model
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    keras.utils.set_random_seed(0)
+
+
+@pytest.fixture
+def images():
+    return np.random.default_rng(0).uniform(0, 1, (6, 8, 8, 1)).astype("float32")
+
+
+@pytest.fixture
+def labels():
+    return np.array([0, 1, 2, 0, 1, 2])
+
+
+@pytest.fixture(scope="session")
+def trained():
+    """Returns a model trained on digits, and the held-out digits as floats."""
+    keras.utils.set_random_seed(0)
+    (x, y), (x_test, y_test) = ksa.datasets.load_digits(400)
+    model = keras.Sequential([keras.Input((16, 16, 1)), layers.Rescaling(1 / 255)])
+    for filters in (16, 32):
+        model.add(layers.Conv2D(filters, 3, padding="same"))
+        model.add(layers.BatchNormalization(momentum=0.9))
+        model.add(layers.ReLU())
+        model.add(layers.MaxPooling2D())
+    model.add(layers.Flatten())
+    model.add(layers.Dense(10))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.Adam(3e-3), loss, metrics=["accuracy"])
+    model.fit(x, y, 64, 15, verbose=0)
+    assert model.evaluate(x_test, y_test, verbose=0)[1] > 0.9
+    return model, x_test.astype("float32"), y_test

@@ -1,0 +1,123 @@
+"""The surface of the package: a change to it has to be meant."""
+
+import ast
+import inspect
+import pathlib
+
+import pytest
+
+import keras_structadv as ksa
+
+PACKAGE = pathlib.Path(ksa.__file__).parent
+NAMES = [
+    "AdversarialFlow",
+    "AdversarialTraining",
+    "adversarial_flow",
+    "datasets",
+    "dense_image_warp",
+    "per_image_gradients",
+    "visualization",
+]
+SIGNATURES = {
+    "AdversarialFlow": "(max_displacement=3.0, smoothness=100.0, alpha=None, "
+    "solver='dct', **common)",
+    "AdversarialFlow.bind": "(self, model, loss=None, snapshot=False)",
+    "AdversarialFlow.call": "(self, images, labels=None, sample_weight=None, "
+    "training=True)",
+    "AdversarialTraining": "(layer=None, *, gradient='fresh', schedule=None)",
+    "adversarial_flow": "(images, gradients, *, smoothness=100.0, "
+    "max_displacement=2.0, alpha=None, solver='dct')",
+    "dense_image_warp": "(images, flow, *, interpolation='bilinear')",
+    "per_image_gradients": "(model, images, labels=None, *, loss=None, target=None)",
+    "datasets.load_digits": "(train_size=200, seed=0)",
+    "datasets.load_glyphs": "(train_typefaces=6, seed=0)",
+    "visualization.plot_flow": "(images, flows, *, before=None, after=None, "
+    "value_range=(0, 255), arrows=14)",
+}
+COMMON = {
+    "rate": 0.5,
+    "target": None,
+    "steps": 1,
+    "loss": None,
+    "value_range": (0, 255),
+    "seed": None,
+    "data_format": None,
+}
+# Each stage imports only from the stages before it.
+STAGES = [
+    {"differences", "dct", "warp", "gradients", "datasets"},
+    {"operators"},
+    {"solvers"},
+    {"flow"},
+    {"layers", "layers.base", "visualization"},
+    {"layers.adversarial_flow"},
+    {"callbacks"},
+    {""},
+]
+
+
+def resolve(name):
+    value = ksa
+    for part in name.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def test_names():
+    assert ksa.__all__ == sorted(NAMES, key=lambda n: (n[0].islower(), n))
+    assert all(hasattr(ksa, name) for name in NAMES)
+
+
+@pytest.mark.parametrize("name", SIGNATURES)
+def test_signatures(name):
+    signature = inspect.signature(resolve(name))
+    bare = [p.replace(annotation=p.empty) for p in signature.parameters.values()]
+    without = signature.replace(
+        parameters=bare, return_annotation=inspect.Signature.empty
+    )
+    assert str(without) == SIGNATURES[name]
+
+
+def test_common_arguments():
+    parameters = inspect.signature(ksa.AdversarialFlow.__base__).parameters
+    assert {n: p.default for n, p in parameters.items() if n != "kwargs"} == COMMON
+
+
+def modules():
+    for path in sorted(PACKAGE.rglob("*.py")):
+        name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+        yield name.removesuffix("__init__").rstrip("."), path
+
+
+def imported(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            if node.module == "keras_structadv":
+                yield from (alias.name for alias in node.names)
+            elif node.module.startswith("keras_structadv."):
+                yield node.module.removeprefix("keras_structadv.")
+
+
+def test_imports_go_one_way():
+    stage = {name: i for i, names in enumerate(STAGES) for name in names}
+    for name, path in modules():
+        for other in imported(path):
+            assert stage[other] < stage[name], f"{name or '__init__'} imports {other}"
+
+
+def test_tensorflow_is_imported_only_inside_functions():
+    for name, path in modules():
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, (ast.Import, ast.ImportFrom)):
+                names = [alias.name for alias in node.names]
+                origin = getattr(node, "module", None) or names[0]
+                assert origin.split(".")[0] not in ("tensorflow", "jax", "torch"), name
+
+
+def test_public_functions_have_type_hints_and_docstrings():
+    for name, value in inspect.getmembers(ksa):
+        if inspect.isfunction(value):
+            hints = inspect.get_annotations(value)
+            assert set(inspect.signature(value).parameters) <= set(hints), name
+            for section in ("Args:", "Returns:", "Raises:", "Reference:"):
+                assert section in value.__doc__, f"{name}: {section}"

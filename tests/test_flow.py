@@ -1,0 +1,147 @@
+import numpy as np
+import pytest
+from keras import ops
+
+import keras_structadv as ksa
+from keras_structadv.flow import folded_fraction, random_flow
+from keras_structadv.operators import ScreenedPoisson
+
+
+def case(shape=(3, 9, 7, 2), seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.uniform(size=shape), rng.normal(size=shape)
+
+
+def flow_of(images, gradients, **kwargs):
+    return ops.convert_to_numpy(ksa.adversarial_flow(images, gradients, **kwargs))
+
+
+def longest(flow):
+    return np.linalg.norm(flow, axis=-1).max(axis=(1, 2))
+
+
+@pytest.mark.parametrize("solver", ["dct", "sparse", "dense"])
+@pytest.mark.parametrize("alpha", [0.5, 3.0])
+def test_it_is_equation_15(solver, alpha):
+    images, gradients = case()
+    inverse = np.linalg.inv(ScreenedPoisson(9, 7, 20.0).to_dense())
+    expected = np.empty((3, 9, 7, 2))
+    for k in range(3):
+        for axis in (0, 1):
+            derivative = np.gradient(images[k], axis=axis)
+            d = (gradients[k] * derivative).sum(axis=-1)
+            expected[k, ..., axis] = -(inverse @ d.ravel()).reshape(9, 7) / alpha
+    actual = flow_of(
+        images,
+        gradients,
+        smoothness=20.0,
+        alpha=alpha,
+        max_displacement=1e3,
+        solver=solver,
+    )
+    assert actual.dtype == np.float32
+    np.testing.assert_allclose(actual, expected, atol=1e-4 * np.abs(expected).max())
+
+
+def test_without_alpha_the_longest_displacement_is_exact():
+    images, gradients = case()
+    flow = flow_of(images, gradients, max_displacement=1.25)
+    np.testing.assert_allclose(longest(flow), 1.25, rtol=1e-6)
+    flow = flow_of(images, gradients, max_displacement=np.array([0.0, 0.5, 4.0]))
+    np.testing.assert_allclose(longest(flow), [0.0, 0.5, 4.0], rtol=1e-6)
+
+
+def test_with_alpha_only_longer_flows_are_scaled():
+    images, gradients = case()
+    free = flow_of(images, gradients, alpha=1.0, max_displacement=1e6)
+    limit = np.sort(longest(free))[1]  # between the shortest and the longest
+    flow = flow_of(images, gradients, alpha=1.0, max_displacement=float(limit))
+    for k in range(3):
+        factor = min(1.0, limit / longest(free)[k])
+        np.testing.assert_allclose(flow[k], factor * free[k], rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-12, 1e12])
+def test_the_size_of_the_gradient_does_not_matter_without_alpha(scale):
+    images, gradients = case()
+    expected = flow_of(images, gradients)
+    np.testing.assert_allclose(
+        flow_of(images, gradients * scale), expected, rtol=1e-3, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("bad", [0.0, np.nan, np.inf, -np.inf])
+def test_a_useless_gradient_stills_its_image_alone(bad):
+    images, gradients = case()
+    expected = flow_of(images, gradients)
+    if bad == 0:
+        gradients[1] = 0
+    else:
+        gradients[1, 4, 4, 0] = bad
+    flow = flow_of(images, gradients)
+    np.testing.assert_array_equal(flow[1], 0)
+    np.testing.assert_allclose(flow[[0, 2]], expected[[0, 2]], atol=1e-6)
+
+
+def test_greater_smoothness_gives_a_smoother_flow():
+    images, gradients = case((2, 32, 32, 1))
+    roughness = [
+        np.abs(np.diff(flow_of(images, gradients, smoothness=s), axis=1)).mean()
+        for s in (0.0, 10.0, 1000.0)
+    ]
+    assert roughness[0] > 2 * roughness[1] > 4 * roughness[2]
+
+
+def test_a_random_flow_has_the_size_and_the_smoothness():
+    images, gradients = case((16, 32, 32, 1))
+    arguments = {"smoothness": 100.0, "max_displacement": 3.0}
+    random = ops.convert_to_numpy(random_flow(images, seed=1, **arguments))
+    np.testing.assert_allclose(longest(random), 3.0, rtol=1e-5)
+    adversarial = flow_of(images, gradients, **arguments)  # of a random gradient
+    steps = [np.abs(np.diff(flow, axis=2)).mean() for flow in (random, adversarial)]
+    assert 0.7 < steps[0] / steps[1] < 1.4
+    again = ops.convert_to_numpy(random_flow(images, seed=1, **arguments))
+    np.testing.assert_array_equal(random, again)
+    assert np.abs(random[0] - random[1]).max() > 0.1
+
+
+def test_folding_is_found():
+    y, x = np.mgrid[:16, :16].astype("float32")
+    identity = np.zeros((16, 16, 2), "float32")
+    mild = np.stack([0.5 * np.sin(y / 2), 0.5 * np.sin(x / 2)], axis=-1)
+    folding = np.stack([8 * np.sin(y / 2), np.zeros_like(x)], axis=-1)
+    fractions = ops.convert_to_numpy(
+        folded_fraction(np.stack([identity, mild, folding]))
+    )
+    np.testing.assert_array_equal(fractions[:2], 0)
+    assert 0.2 < fractions[2] < 0.8
+
+
+def test_flows_of_two_pixels_do_not_fold():
+    images, gradients = case((32, 28, 28, 1))
+    flow = flow_of(images, gradients, smoothness=100.0, max_displacement=2.0)
+    assert ops.convert_to_numpy(folded_fraction(flow)).max() == 0
+
+
+@pytest.mark.parametrize(
+    "kwargs,message",
+    [
+        ({"smoothness": -1.0}, "smoothness=-1.0"),
+        ({"smoothness": float("nan")}, "smoothness=nan"),
+        ({"max_displacement": -2.0}, "max_displacement=-2.0"),
+        ({"max_displacement": [1.0, float("inf"), 1.0]}, "inf"),
+        ({"alpha": 0.0}, "alpha=0.0"),
+        ({"solver": "lu"}, "'lu'.*dct"),
+    ],
+)
+def test_bad_arguments_are_named(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        ksa.adversarial_flow(*case(), **kwargs)
+
+
+def test_bad_shapes_are_named():
+    images, gradients = case()
+    with pytest.raises(ValueError, match=r"\(9, 7, 2\).*batch"):
+        ksa.adversarial_flow(images[0], gradients[0])
+    with pytest.raises(ValueError, match=r"gradients of shape \(2, 9, 7, 2\)"):
+        ksa.adversarial_flow(images, gradients[:2])

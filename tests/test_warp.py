@@ -1,0 +1,115 @@
+import numpy as np
+import pytest
+import scipy.ndimage
+from keras import ops
+
+import keras_structadv as ksa
+from keras_structadv.warp import compose_flows
+
+
+def warp(images, flow, **kwargs):
+    return ops.convert_to_numpy(ksa.dense_image_warp(images, flow, **kwargs))
+
+
+def random_case(shape, size, seed=0):
+    rng = np.random.default_rng(seed)
+    images = rng.uniform(size=shape).astype("float32")
+    flow = rng.uniform(-size, size, shape[:3] + (2,)).astype("float32")
+    return images, flow
+
+
+@pytest.mark.parametrize("interpolation,order", [("bilinear", 1), ("nearest", 0)])
+@pytest.mark.parametrize("shape", [(2, 6, 9, 3), (1, 2, 2, 1), (3, 1, 5, 2)])
+def test_it_resamples_as_scipy(shape, interpolation, order):
+    images, flow = random_case(shape, 4.0)
+    y, x = np.mgrid[: shape[1], : shape[2]]
+    expected = np.empty_like(images)
+    for k in range(shape[0]):
+        at = [y - flow[k, ..., 0], x - flow[k, ..., 1]]
+        for c in range(shape[3]):
+            expected[k, ..., c] = scipy.ndimage.map_coordinates(
+                images[k, ..., c], at, order=order, mode="nearest"
+            )
+    actual = warp(images, flow, interpolation=interpolation)
+    np.testing.assert_allclose(actual, expected, atol=1e-5)
+
+
+def test_a_zero_flow_changes_nothing():
+    images, flow = random_case((2, 5, 7, 3), 0.0)
+    np.testing.assert_array_equal(warp(images, flow), images)
+
+
+@pytest.mark.parametrize("dy,dx", [(1, 0), (0, -2), (2, 3)])
+def test_a_constant_flow_shifts_forward(dy, dx):
+    images, _ = random_case((1, 8, 8, 1), 0.0)
+    flow = np.broadcast_to(np.float32([dy, dx]), (1, 8, 8, 2))
+    shifted = np.roll(images, (dy, dx), axis=(1, 2))
+    np.testing.assert_array_equal(warp(images, flow)[:, 3:5, 3:5], shifted[:, 3:5, 3:5])
+
+
+def test_masks_keep_their_dtype_and_values():
+    mask = np.random.default_rng(0).integers(0, 200, (2, 8, 8, 1)).astype("uint8")
+    _, flow = random_case((2, 8, 8, 1), 2.0)
+    moved = warp(mask, flow, interpolation="nearest")
+    assert moved.dtype == np.uint8
+    assert set(np.unique(moved)) <= set(np.unique(mask))
+
+
+@pytest.mark.parametrize(
+    "dtype,expected",
+    [("float16", "float16"), ("float32", "float32"), ("uint8", "float32")],
+)
+def test_bilinear_dtypes(dtype, expected):
+    images, flow = random_case((1, 6, 6, 1), 1.5)
+    images = (images * 255).astype(dtype)
+    moved = warp(images, flow)
+    assert moved.dtype == expected
+    exact = warp(images.astype("float32"), flow)
+    np.testing.assert_allclose(moved.astype("float32"), exact, rtol=1e-3)
+
+
+def test_a_flow_that_is_not_a_number_stays_in_its_pixel():
+    images, flow = random_case((2, 6, 6, 1), 1.5)
+    expected = warp(images, flow)
+    flow[0, 2, 3] = np.nan
+    moved = warp(images, flow)
+    assert np.isnan(moved[0, 2, 3])
+    moved[0, 2, 3] = expected[0, 2, 3]
+    np.testing.assert_array_equal(moved, expected)
+
+
+def test_composed_flows_move_as_two_warps():
+    y, x = np.mgrid[:32, :32].astype("float32")
+    image = np.sin(y / 6) + np.cos(x / 5)
+    image = image[None, ..., None]
+    first = np.stack([2 * np.sin(x / 9), np.cos(y / 8)], axis=-1)[None]
+    second = np.stack([np.cos(y / 7), np.sin(x / 8)], axis=-1)[None]
+    twice = warp(warp(image, first), second)
+    once = warp(image, compose_flows(first, second))
+    np.testing.assert_allclose(once[:, 3:-3, 3:-3], twice[:, 3:-3, 3:-3], atol=0.02)
+    wrong_order = warp(image, compose_flows(second, first))
+    assert np.abs(wrong_order - twice)[:, 3:-3, 3:-3].max() > 0.05
+
+
+@pytest.mark.parametrize(
+    "images,flow,kwargs,message",
+    [
+        (np.ones((8, 8, 1)), np.ones((1, 8, 8, 2)), {}, r"\(8, 8, 1\)"),
+        (
+            np.ones((1, 8, 8, 1)),
+            np.ones((1, 8, 7, 2)),
+            {},
+            r"flow of shape \(1, 8, 7, 2\)",
+        ),
+        (np.ones((1, 8, 8, 1)), np.ones((1, 8, 8, 3)), {}, r"\(1, 8, 8, 2\)"),
+        (
+            np.ones((1, 8, 8, 1)),
+            np.ones((1, 8, 8, 2)),
+            {"interpolation": "cubic"},
+            "'cubic'",
+        ),
+    ],
+)
+def test_bad_input_is_named(images, flow, kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        ksa.dense_image_warp(images, flow, **kwargs)
