@@ -32,7 +32,10 @@ def seeded():
 
 @pytest.fixture
 def images():
-    return np.random.default_rng(0).uniform(0, 1, (6, 8, 8, 1)).astype("float32")
+    """Returns six smooth images, so that small flows change them in proportion."""
+    y, x = np.mgrid[:8, :8] / 8
+    waves = [np.sin(3 * y + k) * np.cos((2 + k) * x / 2 - k) for k in range(6)]
+    return (0.5 + 0.5 * np.stack(waves)[..., None]).astype("float32")
 
 
 @pytest.fixture

@@ -207,29 +207,35 @@ def test_the_step_is_traced_once(images, labels):
             traces.append(1)
             return super().train_step(data)
 
-    model = Counting()
-    model.compile("sgd", loss_from_logits)
+    def fit(callbacks):
+        traces.clear()
+        model = Counting()
+        model.compile("sgd", loss_from_logits)
+        model(images)
+        model.optimizer.build(model.trainable_variables)
+        arguments = {"batch_size": 3, "epochs": 4, "verbose": 0}
+        model.fit(images, labels, **arguments, callbacks=callbacks)
+        return len(traces)
+
     callback = ksa.AdversarialTraining(layer(), schedule=lambda epoch: epoch / 4)
-    fit = {"batch_size": 3, "epochs": 4, "verbose": 0}
-    model.fit(images, labels, **fit, callbacks=[callback])
-    assert len(traces) == 1
+    assert fit([callback]) == fit([]) == 1
 
 
 def test_the_gain_is_the_mean_over_the_augmented_images(images, labels):
-    model = build("sequential", metrics=())
+    model = build("subclassed", metrics=())
     model.optimizer.learning_rate = 0.0
     fit = {"batch_size": 2, "epochs": 2, "shuffle": False, "verbose": 0}
     history = model.fit(
         images, labels, **fit, callbacks=[ksa.AdversarialTraining(layer())]
     ).history
-    by_hand = layer().bind(build("sequential"))
+    by_hand = layer().bind(build("subclassed"))
     for epoch in range(2):
         gains = [
             float(by_hand.augment(images[k : k + 2], labels[k : k + 2]).gain[0])
             for k in range(0, 6, 2)
         ]
         np.testing.assert_allclose(
-            history["adversarial_loss_gain"][epoch], np.mean(gains), rtol=1e-2
+            history["adversarial_loss_gain"][epoch], np.mean(gains), rtol=1e-3
         )
 
 
@@ -288,13 +294,14 @@ def test_validation_and_evaluation_are_plain(images, labels):
 def test_afterwards_the_model_is_the_plain_one(images, labels, tmp_path):
     model = build("functional")
     names = [w.path for w in model.weights]
-    attributes = set(vars(model))
+    plain = build("functional")
+    plain.fit(images, labels, verbose=0)
     callback = ksa.AdversarialTraining(layer())
     checkpoint = keras.callbacks.ModelCheckpoint(tmp_path / "during.keras")
     model.fit(images, labels, verbose=0, callbacks=[callback, checkpoint])
     assert [w.path for w in model.weights] == names
-    assert set(vars(model)) - attributes == set()
-    assert model.metrics_names == build("functional").metrics_names
+    assert set(vars(model)) == set(vars(plain))
+    assert model.metrics_names == plain.metrics_names
     assert_plain(model)
     custom = {"loss_from_logits": loss_from_logits}
     saved = keras.saving.load_model(tmp_path / "during.keras", custom_objects=custom)
@@ -399,7 +406,7 @@ def test_bad_arguments_are_named(images, labels):
         model.fit(images, labels, verbose=0, callbacks=[callback])
     flat = keras.Sequential([keras.Input((4,)), layers.Dense(3)])
     flat.compile("sgd", loss_from_logits)
-    with pytest.raises(ValueError, match=r"one input, images of rank 4.*\(6, 4\)"):
+    with pytest.raises(ValueError, match=r"one input, images of rank 4.*\(None, 4\)"):
         flat.fit(
             np.zeros((6, 4)),
             labels,

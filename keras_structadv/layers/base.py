@@ -176,10 +176,9 @@ class StructuredAdversary(keras.layers.Layer):
                 self.apply(self._channels_last(originals), field)
             )
             # A field of zeros is the identity, also where a pixel is not finite.
-            still = ops.all(field == 0, axis=(1, 2, 3), keepdims=True)
-            moved = ops.where(still, originals, moved)
-            rise = ops.where(still, 0.0, gradients * (moved - current))
-            gain = gain + ops.sum(rise, axis=(1, 2, 3))
+            moved = ops.where(_is_zero(field)[:, None, None, None], originals, moved)
+            rise = ops.sum(gradients * (moved - current), axis=(1, 2, 3))
+            gain = gain + ops.where(_is_zero(step), 0.0, rise)
             current = moved
         if chosen is not None:
             current = ops.scatter_update(images, chosen[:, None], current)
@@ -349,6 +348,10 @@ class _Binding:
 
     model: keras.Model | None = None
     loss: Any = None
+
+
+def _is_zero(field: Any) -> Any:
+    return ops.all(field == 0, axis=(1, 2, 3))
 
 
 def _picker(chosen: Any) -> Callable[[Any], Any]:
