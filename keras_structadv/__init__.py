@@ -3,6 +3,7 @@
 from keras_structadv import datasets, visualization
 from keras_structadv.callbacks import AdversarialTraining
 from keras_structadv.flow import adversarial_flow
+from keras_structadv.gradient_store import GradientStore
 from keras_structadv.gradients import per_image_gradients
 from keras_structadv.layers.adversarial_flow import AdversarialFlow
 from keras_structadv.warp import dense_image_warp
@@ -12,6 +13,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AdversarialFlow",
     "AdversarialTraining",
+    "GradientStore",
     "adversarial_flow",
     "datasets",
     "dense_image_warp",

@@ -1,30 +1,52 @@
 """Adversarial augmentation inside `model.fit`."""
 
+import pathlib
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import keras
-from keras import backend
+from keras import backend, ops
 
-from keras_structadv.layers.base import StructuredAdversary
+from keras_structadv.gradient_store import GradientStore, fingerprint
+from keras_structadv.gradients import replaced, step_with_gradients
+from keras_structadv.layers.base import Augmented, StructuredAdversary
+
+_FEW_HITS = 0.01
 
 
 class AdversarialTraining(keras.callbacks.Callback):
     """Augments every training batch inside the compiled train step.
 
-    The images are changed with their true labels, by the gradient of the weights of
-    that very step, before the model's own `train_step` sees them. Validation,
-    prediction and the saved model stay those of the plain model, and so does the model
-    after `fit`.
+    The images are changed before the model's own `train_step` sees them, with their
+    true labels. Validation, prediction and the saved model stay those of the plain
+    model, and so does the model after `fit`.
 
-    Sample weights are passed on and do not enter the gradient. `History` gains
-    `adversarial_loss_gain`: the mean, over the images that were augmented, of the
-    first-order rise of the adversarial loss, `<gradient, augmented - image>`.
+    With `gradient="fresh"` the gradient is that of the weights of that very step, at
+    the price of a forward and a backward pass for the images that are changed. With
+    `gradient="reuse"` it is the one that the training step itself made when it last saw
+    the image, one epoch ago, at next to no price: see `GradientStore`. An image that
+    has no gradient yet, as all in the first epoch, stays as it is. So do images that
+    are changed at random before they come here, because each is a new image: put such
+    layers into the model, after its input; the gradient goes through them. Two equal
+    images share one gradient, that of whichever was trained on last, also where their
+    labels differ.
+
+    Sample weights are passed on; they do not enter the direction of a fresh gradient.
+    `History` gains
+
+    - `adversarial_loss_gain`: the mean, over the images that were changed, of the
+      first-order rise of the loss, `<gradient, augmented - image>`; with
+      `gradient="reuse"` by the gradient at the augmented image;
+    - `mean_displacement`: the mean of their longest displacements, in pixels;
+    - `gradient_hit_rate`, with `gradient="reuse"`: the fraction of the images for which
+      a gradient was found.
 
     Args:
         layer: the layer that augments, e.g. `AdversarialFlow()`. It is bound to the
             model that is trained.
-        gradient: `"fresh"`, a gradient pass for each step.
+        gradient: `"fresh"`, `"reuse"`, or a `GradientStore` to reuse them with another
+            capacity, or beside `keras.callbacks.BackupAndRestore`.
         schedule: a function from the epoch, counted from 0, to a factor in [0, 1] on
             the strength of the augmentation; `None` for 1.
 
@@ -40,17 +62,17 @@ class AdversarialTraining(keras.callbacks.Callback):
     ...     [keras.Input((6, 6, 1)), keras.layers.Flatten(), keras.layers.Dense(2)]
     ... )
     >>> model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(True))
-    >>> warm_up = AdversarialTraining(AdversarialFlow(), schedule=lambda e: e / 60)
-    >>> history = model.fit(x, y, callbacks=[warm_up], verbose=0)
-    >>> sorted(history.history)
-    ['adversarial_loss_gain', 'loss']
+    >>> flow = AdversarialTraining(AdversarialFlow(), gradient="reuse")
+    >>> history = model.fit(x, y, epochs=2, callbacks=[flow], verbose=0).history
+    >>> history["gradient_hit_rate"]
+    [0.0, 1.0]
     """
 
     def __init__(
         self,
         layer: StructuredAdversary | None = None,
         *,
-        gradient: str = "fresh",
+        gradient: str | GradientStore = "fresh",
         schedule: Callable[[int], float] | None = None,
     ):
         super().__init__()
@@ -64,8 +86,16 @@ class AdversarialTraining(keras.callbacks.Callback):
                 f"Received layer={layer!r}. Pass an adversarial layer such as "
                 "AdversarialFlow()."
             )
+        if not isinstance(gradient, GradientStore) and gradient not in (
+            "fresh",
+            "reuse",
+        ):
+            raise ValueError(
+                f'Received gradient={gradient!r}. Pass "fresh", "reuse" or a '
+                "GradientStore."
+            )
         if gradient != "fresh":
-            raise ValueError(f'Received gradient={gradient!r}. Pass "fresh".')
+            layer.check_reuse()
         if schedule is not None and not callable(schedule):
             raise ValueError(
                 f"Received schedule={schedule!r}. Pass a function of the epoch."
@@ -73,9 +103,11 @@ class AdversarialTraining(keras.callbacks.Callback):
         self.layer = layer
         self.gradient = gradient
         self.schedule = schedule
-        self._gain = None
+        self._store = GradientStore() if gradient == "reuse" else gradient
         self._strength = None
+        self._metrics = {}
         self._in_step = False
+        self._epochs = 0
 
     def on_train_begin(self, logs: dict | None = None) -> None:
         """Binds the layer and compiles the augmented train step."""
@@ -86,17 +118,18 @@ class AdversarialTraining(keras.callbacks.Callback):
             )
         model = self.model
         self.layer.bind(model)
-        if self._gain is None:
-            self._gain = keras.metrics.Mean(name="adversarial_loss_gain")
+        self._epochs = 0
+        if self._strength is None:
             self._strength = keras.Variable(1.0, trainable=False, name="strength")
-        own = vars(model).get("train_step")
-        model.train_step = self._augmented(model.train_step)
-        try:
+            names = ["adversarial_loss_gain", self.layer.measure_name]
+            names += ["gradient_hit_rate"] if self._reuses else []
+            self._metrics = {name: keras.metrics.Mean(name=name) for name in names}
+        if self._reuses and self._backup and self._backup.exists():
+            self._store.load(self._backup)
+        # The compiled function has the step; the model gets its own back.
+        step = self._augmented(model.train_step)
+        with replaced(model, "train_step", step):
             model.make_train_function(force=True)
-        finally:  # the compiled function has the step; the model gets its own back
-            del model.train_step
-            if own is not None:
-                model.train_step = own
         augmented_function = model.train_function
 
         def train_function(iterator: Any) -> Any:
@@ -109,13 +142,13 @@ class AdversarialTraining(keras.callbacks.Callback):
                 return augmented_function(iterator)
             except BaseException as error:
                 if not isinstance(error, StopIteration):
-                    self.on_train_end()
+                    self._release()
                 raise
 
         model.train_function = train_function
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
-        """Sets the strength of the epoch and starts a new mean."""
+        """Sets the strength of the epoch and starts new means."""
         strength = 1.0 if self.schedule is None else float(self.schedule(epoch))
         if not 0 <= strength <= 1:
             raise ValueError(
@@ -123,7 +156,8 @@ class AdversarialTraining(keras.callbacks.Callback):
                 "the strength itself is an argument of the layer."
             )
         self._strength.assign(strength)
-        self._gain.reset_state()
+        for metric in self._metrics.values():
+            metric.reset_state()
 
     def on_train_batch_begin(self, batch: int, logs: dict | None = None) -> None:
         """Allows the next call of the train function to augment."""
@@ -133,28 +167,103 @@ class AdversarialTraining(keras.callbacks.Callback):
         """Ends what `on_train_batch_begin` allowed."""
         self._in_step = False
 
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        """Saves the store beside the model, and looks whether it is of any use."""
+        if not self._reuses:
+            return
+        if self._backup:
+            self._store.save(self._backup)
+        self._epochs += 1
+        if self._epochs == 2 and (
+            self._metrics["gradient_hit_rate"].result() < _FEW_HITS
+        ):
+            warnings.warn(
+                "In the second epoch hardly any image was met again, so that no "
+                "gradient could be reused. Images that are changed at random before "
+                "they reach the model are new in each epoch: move those layers into "
+                'the model, give "ids" with the images, or pass gradient="fresh". If '
+                "there are more images than places, pass a larger GradientStore.",
+                stacklevel=2,
+            )
+
     def on_train_end(self, logs: dict | None = None) -> None:
         """Gives the model its plain train step back."""
+        self._release()
+        if self._reuses and self._backup:
+            self._backup.unlink(missing_ok=True)
+
+    @property
+    def _reuses(self) -> bool:
+        return self.gradient != "fresh"
+
+    @property
+    def _backup(self) -> pathlib.Path | None:
+        folder = self._store.backup_dir
+        return None if folder is None else pathlib.Path(folder, "gradient_store.npz")
+
+    def _release(self) -> None:
         self._in_step = False
         self.model.train_function = None
 
     def _augmented(self, train_step: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        """Returns the train step with the augmentation before it."""
+
         def augmented_step(data: Any) -> Any:
             images, labels, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+            ids = None
+            if isinstance(images, dict) and set(images) == {"images", "ids"}:
+                images, ids = images["images"], images["ids"]
             if not hasattr(images, "shape") or len(images.shape) != 4:
                 raise ValueError(
                     "AdversarialTraining augments models with one input, images of "
                     "rank 4. Received: "
                     f"{keras.tree.map_structure(lambda x: x.shape, images)}."
                 )
-            augmented = self.layer.augment(images, labels, strength=self._strength)
-            self._gain.update_state(augmented.gain, sample_weight=augmented.active)
-            images = keras.ops.cast(augmented.images, self.layer.compute_dtype)
-            logs = train_step(
-                keras.utils.pack_x_y_sample_weight(images, labels, sample_weight)
+
+            def plain_step(images: Any) -> Any:
+                images = ops.cast(images, self.layer.compute_dtype)
+                return train_step(
+                    keras.utils.pack_x_y_sample_weight(images, labels, sample_weight)
+                )
+
+            if self._reuses:
+                logs, augmented = self._reusing_step(plain_step, images, ids)
+            else:
+                augmented = self.layer.augment(images, labels, strength=self._strength)
+                logs = plain_step(augmented.images)
+            self._metrics["adversarial_loss_gain"].update_state(
+                augmented.gain, sample_weight=augmented.active
+            )
+            self._metrics[self.layer.measure_name].update_state(
+                self.layer.measure(augmented.fields), sample_weight=augmented.active
             )
             if isinstance(logs, dict):
-                logs = {**logs, self._gain.name: self._gain.result()}
+                means = {name: m.result() for name, m in self._metrics.items()}
+                logs = {**logs, **means}
             return logs
 
         return augmented_step
+
+    def _reusing_step(
+        self, plain_step: Callable[[Any], Any], images: Any, ids: Any
+    ) -> tuple[Any, Augmented]:
+        """Returns the logs of a step on images changed by the gradients of the last."""
+        store, layer = self._store, self.layer
+        if ids is None:
+            keys = fingerprint(images, layer.value_range)
+        else:
+            keys = fingerprint(ops.reshape(ids, (-1, 1)))
+        images = ops.cast(images, "float32")
+        store.build(layer.code_length(images, store.size))
+        codes, found = store.read(keys)
+        augmented = layer.augment_from_codes(
+            images, codes, found, store.size, self._strength
+        )
+        logs, gradients = step_with_gradients(self.model, plain_step, augmented.images)
+        store.write(keys, layer.code_of(augmented.images, gradients, store.size))
+        self._metrics["gradient_hit_rate"].update_state(found)
+        rise = ops.sum(gradients * (augmented.images - images), axis=(1, 2, 3))
+        if augmented.chosen is not None:
+            rise = ops.take(rise, augmented.chosen, axis=0)
+        rise = ops.where(augmented.active > 0, rise, 0.0)
+        return logs, augmented._replace(gain=rise)

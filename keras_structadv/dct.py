@@ -73,6 +73,36 @@ def idct2(coefficients: Any) -> Any:
     return ops.matmul(ops.matmul(dct_matrix(height).T, coefficients), dct_matrix(width))
 
 
+def low_dct2(planes: Any, size: int) -> Any:
+    """Returns the lowest coefficients of `dct2`, without computing the others.
+
+    Args:
+        planes: float32, (..., height, width), height and width static.
+        size: k, the number of frequencies along each axis, at most those there are.
+
+    Returns:
+        float32, (..., min(k, height), min(k, width)).
+    """
+    height, width = planes.shape[-2:]
+    right = ops.matmul(planes, dct_matrix(width)[:size].T)
+    return ops.matmul(dct_matrix(height)[:size], right)
+
+
+def low_idct2(coefficients: Any, shape: tuple[int, int]) -> Any:
+    """Returns the planes that have these lowest coefficients, and zero above.
+
+    Args:
+        coefficients: float32, (..., k, l).
+        shape: height and width of the planes.
+
+    Returns:
+        float32, (..., height, width).
+    """
+    (height, width), (rows, columns) = shape, coefficients.shape[-2:]
+    right = ops.matmul(coefficients, dct_matrix(width)[:columns])
+    return ops.matmul(dct_matrix(height)[:rows].T, right)
+
+
 def solve_screened_poisson(rhs: Any, smoothness: float) -> Any:
     """Returns `(I + smoothness * P)^-1 rhs`, exact and without a stored operator.
 

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_structadv.dct import laplacian_eigenvalues, low_dct2, low_idct2
 from keras_structadv.differences import central_difference, forward_difference
 from keras_structadv.operators import ScreenedPoisson
 from keras_structadv.solvers import SOLVERS
@@ -57,11 +58,8 @@ def adversarial_flow(
     images = ops.convert_to_tensor(images, "float32")
     gradients = ops.convert_to_tensor(gradients, "float32")
     _check_images(images, gradients)
-    dy = ops.sum(gradients * central_difference(images, 1), axis=-1)
-    dx = ops.sum(gradients * central_difference(images, 2), axis=-1)
     return flow_from_rhs(
-        dy,
-        dx,
+        flow_rhs(images, gradients),
         smoothness=smoothness,
         max_displacement=max_displacement,
         alpha=alpha,
@@ -69,20 +67,35 @@ def adversarial_flow(
     )
 
 
+def flow_rhs(images: Any, gradients: Any) -> Any:
+    """Returns the right-hand side `[d_y, d_x]` of eq. 15.
+
+    Args:
+        images: float32, (batch, height, width, channels).
+        gradients: float32, the shape of `images`.
+
+    Returns:
+        float32, (batch, 2, height, width).
+
+    Reference: Luo, Mobahi, Bengio (2020), eq. 8 and 9.
+    """
+    dy = ops.sum(gradients * central_difference(images, 1), axis=-1)
+    dx = ops.sum(gradients * central_difference(images, 2), axis=-1)
+    return ops.stack([dy, dx], axis=1)
+
+
 def flow_from_rhs(
-    dy: Any,
-    dx: Any,
+    rhs: Any,
     *,
     smoothness: float,
     max_displacement: Any,
     alpha: float | None = None,
     solver: str = "dct",
 ) -> Any:
-    """Returns the flow of eq. 15 for the right-hand side `[d_y, d_x]`.
+    """Returns the flow of eq. 15 for a right-hand side.
 
     Args:
-        dy: float32, (batch, height, width), eq. 9.
-        dx: float32, (batch, height, width), eq. 8.
+        rhs: float32, (batch, 2, height, width), as `flow_rhs` gives it.
         smoothness: as in `adversarial_flow`.
         max_displacement: as in `adversarial_flow`.
         alpha: as in `adversarial_flow`.
@@ -96,26 +109,67 @@ def flow_from_rhs(
     """
     check_flow_arguments(smoothness, alpha, solver)
     _check_displacement(max_displacement)
-    height, width = dy.shape[1:3]
-    rhs = ops.stack([dy, dx], axis=1)
-    finite = ops.all(ops.isfinite(rhs), axis=(1, 2, 3), keepdims=True)
-    rhs = ops.where(finite, rhs, 0.0)
-    # Gradients may be as small as 1e-30, whose squares float32 does not hold.
-    peak = ops.max(ops.abs(rhs), axis=(1, 2, 3), keepdims=True)
-    rhs = ops.reshape(ops.divide_no_nan(rhs, peak), (-1, height, width))
+    height, width = rhs.shape[2:]
+    rhs, peak = _normalized(rhs)
+    rhs = ops.reshape(rhs, (-1, height, width))
     solution = SOLVERS[solver](ScreenedPoisson(height, width, smoothness), rhs)
     flow = -ops.reshape(solution, (-1, 2, height, width))
-    longest = ops.sqrt(
-        ops.max(ops.sum(ops.square(flow), axis=1), axis=(1, 2))[:, None, None, None]
-    )
-    limit = ops.reshape(
-        ops.convert_to_tensor(max_displacement, "float32"), (-1, 1, 1, 1)
-    )
-    scale = ops.divide_no_nan(limit, longest)
-    if alpha is not None:
-        scale = ops.minimum(scale, peak / alpha)
-    flow = flow * scale
-    return ops.stack([flow[:, 0], flow[:, 1]], axis=-1)
+    return _limited(flow, max_displacement, None if alpha is None else peak / alpha)
+
+
+def flow_code(images: Any, gradients: Any, size: int) -> Any:
+    """Returns what has to be kept of a gradient to make nearly the same flow again.
+
+    The solve damps everything but the lowest frequencies, so that the lowest cosine
+    coefficients of the right-hand side hold the flow.
+
+    Args:
+        images: float32, (batch, height, width, channels).
+        gradients: float32, the shape of `images`.
+        size: k, the number of frequencies along each axis, at most those there are.
+
+    Returns:
+        float32, (batch, 2, min(k, height), min(k, width)), in [-1, 1]; zero where the
+        gradient is zero or not finite.
+    """
+    coefficients, _ = _normalized(low_dct2(flow_rhs(images, gradients), size))
+    return coefficients
+
+
+def flow_from_code(
+    code: Any,
+    shape: tuple[int, int],
+    *,
+    smoothness: float,
+    max_displacement: Any,
+) -> Any:
+    """Returns the flow of eq. 15 for the right-hand side that a code describes.
+
+    Args:
+        code: float32, (batch, 2, k, l), as `flow_code` gives it.
+        shape: height and width of the images.
+        smoothness: as in `adversarial_flow`.
+        max_displacement: as in `adversarial_flow`.
+
+    Returns:
+        flow: float32, (batch, height, width, 2), (dy, dx) in pixels.
+    """
+    rows, columns = code.shape[2:]
+    eigenvalues = laplacian_eigenvalues(*shape)[:rows, :columns]
+    flow = -low_idct2(code / (1.0 + smoothness * eigenvalues), shape)
+    return _limited(flow, max_displacement)
+
+
+def longest_displacement(flow: Any) -> Any:
+    """Returns the length of the longest displacement of each flow, in pixels.
+
+    Args:
+        flow: float32, (batch, height, width, 2), (dy, dx) in pixels.
+
+    Returns:
+        float32, (batch,).
+    """
+    return ops.sqrt(ops.max(ops.sum(ops.square(flow), axis=-1), axis=(1, 2)))
 
 
 def random_flow(
@@ -140,9 +194,9 @@ def random_flow(
         flow: float32, (batch, height, width, 2), (dy, dx) in pixels.
     """
     batch, height, width = ops.shape(images)[:3]
-    noise = keras.random.normal((2, batch, height, width), seed=seed)
+    noise = keras.random.normal((batch, 2, height, width), seed=seed)
     return flow_from_rhs(
-        noise[0], noise[1], smoothness=smoothness, max_displacement=max_displacement
+        noise, smoothness=smoothness, max_displacement=max_displacement
     )
 
 
@@ -181,6 +235,27 @@ def check_flow_arguments(smoothness: float, alpha: float | None, solver: str) ->
         )
     if solver not in SOLVERS:
         raise ValueError(f"Received solver={solver!r}. Pass one of {list(SOLVERS)}.")
+
+
+def _normalized(rhs: Any) -> tuple[Any, Any]:
+    """Returns the planes of each image over their peak, and the peaks."""
+    finite = ops.all(ops.isfinite(rhs), axis=(1, 2, 3), keepdims=True)
+    rhs = ops.where(finite, rhs, 0.0)
+    # Gradients may be as small as 1e-30, whose squares float32 does not hold.
+    peak = ops.max(ops.abs(rhs), axis=(1, 2, 3), keepdims=True)
+    return ops.divide_no_nan(rhs, peak), peak
+
+
+def _limited(flow: Any, max_displacement: Any, scale: Any = None) -> Any:
+    """Returns (batch, 2, height, width) as a flow of the given longest displacement.
+
+    With a `scale`, the flow is multiplied by it, and only limited.
+    """
+    longest = ops.sqrt(ops.max(ops.sum(ops.square(flow), axis=1), axis=(1, 2)))
+    limit = ops.convert_to_tensor(max_displacement, "float32")
+    limit = ops.divide_no_nan(limit, longest)[:, None, None, None]
+    flow = flow * (limit if scale is None else ops.minimum(limit, scale))
+    return ops.stack([flow[:, 0], flow[:, 1]], axis=-1)
 
 
 def _check_displacement(max_displacement: Any) -> None:

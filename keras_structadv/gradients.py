@@ -3,12 +3,14 @@
 The only module that depends on the backend. What a backend has to provide is one
 entry of `_BACKENDS`: a function `(objective, images) -> gradients`, which
 differentiates the scalar `objective(images)` and leaves no trace, or returns `None`
-where the objective does not depend on the images.
+where the objective does not depend on the images; and, to reuse the gradients of
+training, what `step_with_gradients`, `read_rows` and `write_rows` do.
 """
 
+import contextlib
 import copy
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -237,6 +239,92 @@ def check_length(name: str, labels: Any, images: Any) -> None:
             f"Received {name} of shape {tuple(labels.shape)} for images of shape "
             f"{tuple(images.shape)}. Pass one for each image."
         )
+
+
+def step_with_gradients(
+    model: keras.Model, train_step: Callable[[Any], Any], images: Any
+) -> tuple[Any, Any]:
+    """Runs a train step, and returns its gradient by the images as well.
+
+    The tape here lies around that of the step. Its backward pass is the one that the
+    step makes for the weights, but for the first layer; graph compilers merge the two.
+
+    Args:
+        model: the model whose step it is.
+        train_step: runs the step on the images.
+        images: float, (batch, ...), what the model is trained on.
+
+    Returns:
+        `(logs, gradients)`: what the step returned; float32, the shape of `images`,
+        the gradient of the loss of the batch, a mean, times the number of images.
+
+    Raises:
+        ValueError: if the step does not call `model.compute_loss` once.
+    """
+    import tensorflow as tf
+
+    losses = []
+    compute_loss = model.compute_loss
+
+    def recording(*args: Any, **kwargs: Any) -> Any:
+        losses.append(compute_loss(*args, **kwargs))
+        return losses[-1]
+
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(images)
+        with replaced(model, "compute_loss", recording):
+            logs = train_step(images)
+        if len(losses) != 1:
+            raise ValueError(
+                f"The train step of model {model.name!r} called `compute_loss` "
+                f"{len(losses)} times. Its gradients can be reused only where it calls "
+                'it once: call it in your `train_step`, or pass gradient="fresh".'
+            )
+        # As the step does it, so that float16 does not lose small gradients, and that
+        # the two backward passes are the same.
+        loss = model.optimizer.scale_loss(losses[0])
+    gradients = tape.gradient(loss, images, unconnected_gradients="zero")
+    scale = model.optimizer.scale_loss(1.0) / ops.cast(ops.shape(images)[0], "float32")
+    return logs, ops.cast(gradients, "float32") / scale
+
+
+def read_rows(table: keras.Variable, rows: Any) -> Any:
+    """Returns rows of a table, without copying the table.
+
+    Args:
+        table: (size, ...).
+        rows: int32, (count,).
+
+    Returns:
+        (count, ...), of the dtype of the table.
+    """
+    return table.value.sparse_read(rows)
+
+
+def write_rows(table: keras.Variable, rows: Any, values: Any) -> None:
+    """Writes rows of a table in place, without copying the table.
+
+    Args:
+        table: (size, ...).
+        rows: int32, (count,); where two are equal, either value is written.
+        values: (count, ...), of the dtype of the table.
+    """
+    import tensorflow as tf
+
+    table.value.scatter_update(tf.IndexedSlices(values, rows))
+
+
+@contextlib.contextmanager
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Sets an attribute of an instance, and afterwards gives it its own back."""
+    own = vars(owner).get(name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        delattr(owner, name)
+        if own is not None:
+            setattr(owner, name, own)
 
 
 class _PerImageLoss:

@@ -12,6 +12,7 @@ PACKAGE = pathlib.Path(ksa.__file__).parent
 NAMES = [
     "AdversarialFlow",
     "AdversarialTraining",
+    "GradientStore",
     "adversarial_flow",
     "datasets",
     "dense_image_warp",
@@ -25,6 +26,7 @@ SIGNATURES = {
     "AdversarialFlow.call": "(self, images, labels=None, sample_weight=None, "
     "training=True)",
     "AdversarialTraining": "(layer=None, *, gradient='fresh', schedule=None)",
+    "GradientStore": "(capacity=65536, size=8, backup_dir=None)",
     "adversarial_flow": "(images, gradients, *, smoothness=100.0, "
     "max_displacement=2.0, alpha=None, solver='dct')",
     "dense_image_warp": "(images, flow, *, interpolation='bilinear')",
@@ -46,7 +48,7 @@ COMMON = {
 # Each stage imports only from the stages before it.
 STAGES = [
     {"differences", "dct", "warp", "gradients", "datasets"},
-    {"operators"},
+    {"operators", "gradient_store"},
     {"solvers"},
     {"flow"},
     {"layers", "layers.base", "visualization"},

@@ -413,3 +413,260 @@ def test_bad_arguments_are_named(images, labels):
             verbose=0,
             callbacks=[ksa.AdversarialTraining(layer())],
         )
+
+
+# Reused gradients.
+
+
+class Recorder(ksa.AdversarialFlow):
+    """Keeps the images and the flows of every batch; for eager steps."""
+
+    def __init__(self, **kwargs):
+        super().__init__(max_displacement=(1, 1), rate=1.0, seed=1, **kwargs)
+        self.seen = []
+
+    def decode(self, images, codes, size, strength):
+        flow = super().decode(images, codes, size, strength)
+        self.seen.append((ops.convert_to_numpy(images), ops.convert_to_numpy(flow)))
+        return flow
+
+
+def reuse(layer=None, **kwargs):
+    return ksa.AdversarialTraining(
+        layer or ksa.AdversarialFlow(1.0, seed=1), gradient="reuse", **kwargs
+    )
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_first_epoch_is_plain_training_bit_for_bit(
+    kind, jit_compile, images, labels
+):
+    def train(callbacks, epochs=1):
+        model = build(kind, jit_compile=jit_compile)
+        fit = {"batch_size": 2, "epochs": epochs, "verbose": 0}
+        history = model.fit(images, labels, **fit, callbacks=callbacks).history
+        return model.get_weights(), history
+
+    (plain, expected), (reused, history) = train([]), train([reuse()])
+    for x, y in zip(plain, reused):
+        np.testing.assert_array_equal(x, y)
+    assert history["loss"] == expected["loss"]
+    assert history["gradient_hit_rate"] == [0]
+    assert history["adversarial_loss_gain"] == [0]
+    assert history["mean_displacement"] == [0]
+    (plain, _), (reused, history) = train([], epochs=2), train([reuse()], epochs=2)
+    assert np.abs(plain[0] - reused[0]).max() > 1e-6
+    assert history["gradient_hit_rate"][1] == 1
+
+
+def test_the_flow_is_the_one_of_the_epoch_before(images, labels):
+    # Other images and batches in each epoch; every gradient of the first one by hand.
+    tf = pytest.importorskip("tensorflow")
+    by_hand = {}
+
+    class Watched(OwnStep):
+        def train_step(self, data):
+            x, y, _ = keras.utils.unpack_x_y_sample_weight(data)
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                mean = ops.mean(loss_from_logits(y, self(x, training=True)))
+            gradients = ops.convert_to_numpy(tape.gradient(mean, x))
+            if len(by_hand) < 6:  # the first epoch, in which no image is changed
+                for image, gradient in zip(ops.convert_to_numpy(x), gradients):
+                    by_hand[image.tobytes()] = gradient
+            return super().train_step(data)
+
+    model = Watched()
+    model.compile(keras.optimizers.SGD(0.05), loss_from_logits, run_eagerly=True)
+    recorder = Recorder()
+    store = ksa.GradientStore(64, size=8)  # all the frequencies of 8x8 images
+    callback = ksa.AdversarialTraining(recorder, gradient=store)
+    model.fit(images, labels, batch_size=4, verbose=0, callbacks=[callback])
+    order = [5, 2, 0, 3, 1, 4]
+    recorder.seen.clear()
+    fit = {"batch_size": 3, "shuffle": False, "verbose": 0}
+    model.fit(images[order], labels[order], **fit, callbacks=[callback])
+    assert len(by_hand) == 6
+    batch, flows = (np.concatenate(parts) for parts in zip(*recorder.seen))
+    np.testing.assert_array_equal(batch, images[order])
+    gradients = np.stack([by_hand[image.tobytes()] for image in batch])
+    expected = ops.convert_to_numpy(
+        ksa.adversarial_flow(batch, gradients, max_displacement=1.0)
+    )
+    np.testing.assert_allclose(flows, expected, atol=5e-3)  # float16 was between
+
+
+def test_a_few_frequencies_hold_most_of_the_flow(trained):
+    model, x, y = trained
+    layer = ksa.AdversarialFlow(rate=1.0).bind(model)
+    gradients = layer.gradient(ops.convert_to_tensor(x[:64]), y[:64], None)
+    exact = ops.convert_to_numpy(layer.make_field(x[:64], gradients, 2.0))
+    agreement = []
+    for size in (2, 4, 8):
+        codes = layer.code_of(x[:64], gradients, size)
+        assert codes.shape == (64, 2 * size**2)
+        flow = ops.convert_to_numpy(layer.decode(x[:64], codes, size, 2.0))
+        inner = (flow * exact).sum(axis=(1, 2, 3))
+        norms = np.sqrt((flow**2).sum(axis=(1, 2, 3)) * (exact**2).sum(axis=(1, 2, 3)))
+        agreement.append((inner / norms).mean())
+    assert 0.8 < agreement[0] < agreement[1] < agreement[2]
+    assert agreement[2] > 0.99
+
+
+def test_history_tells_the_hits_and_the_displacement(images, labels):
+    model = build("sequential")
+    layer = ksa.AdversarialFlow(max_displacement=(0.7, 0.7), rate=0.5)
+    fit = {"batch_size": 2, "epochs": 3, "verbose": 0}
+    history = model.fit(images, labels, **fit, callbacks=[reuse(layer)]).history
+    assert history["gradient_hit_rate"] == [0, 1, 1]
+    np.testing.assert_allclose(history["mean_displacement"], [0, 0.7, 0.7], rtol=1e-5)
+    assert history["adversarial_loss_gain"][0] == 0
+    assert history["adversarial_loss_gain"][1] > 0
+    assert_plain(model)
+
+
+def test_equal_images_share_the_gradient_of_the_last(images, labels):
+    # Also where their labels differ: the store knows images, not samples.
+    images[4] = images[1]
+    model = build("subclassed", run_eagerly=True)
+    recorder = Recorder()
+    fit = {"batch_size": 6, "epochs": 2, "shuffle": False, "verbose": 0}
+    before = build("subclassed")
+    model.fit(images, labels, **fit, callbacks=[reuse(recorder)])
+    flows = recorder.seen[1][1]
+    np.testing.assert_array_equal(flows[4], flows[1])
+    gradient = ksa.per_image_gradients(before, images, labels)
+    expected = ops.convert_to_numpy(
+        ksa.adversarial_flow(images, gradient, max_displacement=1.0)
+    )
+    np.testing.assert_allclose(flows[4], expected[4], atol=5e-3)
+    assert labels[4] == labels[1]  # and where they differ:
+    labels[4] = 2
+    model, recorder = build("subclassed", run_eagerly=True), Recorder()
+    model.fit(images, labels, **fit, callbacks=[reuse(recorder)])
+    gradient = ksa.per_image_gradients(before, images, labels)
+    expected = ops.convert_to_numpy(
+        ksa.adversarial_flow(images, gradient, max_displacement=1.0)
+    )
+    for k in (1, 4):  # both as the one with the label 2
+        np.testing.assert_allclose(recorder.seen[1][1][k], expected[4], atol=5e-3)
+
+
+def noisy(images, labels):
+    tf = pytest.importorskip("tensorflow")
+
+    def blur(x, y):
+        return x + tf.random.uniform(tf.shape(x), maxval=0.01), y
+
+    return tf.data.Dataset.from_tensor_slices((images, labels)).batch(3).map(blur)
+
+
+def test_images_that_are_new_each_epoch_are_warned_of_once(images, labels):
+    model = build("sequential")
+    with pytest.warns(UserWarning, match="hardly any image was met again") as warned:
+        model.fit(
+            noisy(images, labels), epochs=4, verbose=0, callbacks=[reuse(layer())]
+        )
+    ours = [w for w in warned if "met again" in str(w.message)]
+    assert len(ours) == 1
+
+
+def test_ids_find_images_that_change(images, labels):
+    model = build("subclassed")
+    data = noisy(images, labels).map(lambda x, y: ({"images": x, "ids": y * 10**6}, y))
+    history = model.fit(data, epochs=2, verbose=0, callbacks=[reuse(layer())]).history
+    assert history["gradient_hit_rate"] == [0, 1]
+
+
+def test_random_layers_inside_the_model(images, labels):
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [
+            keras.Input((8, 8, 1)),
+            layers.RandomTranslation(0.1, 0.1),
+            layers.GaussianNoise(0.1),
+            layers.Flatten(),
+            layers.Dropout(0.2),
+            layers.Dense(3),
+        ]
+    )
+    model.compile("sgd", loss_from_logits)
+    fit = {"batch_size": 3, "epochs": 2, "verbose": 0}
+    history = model.fit(images, labels, **fit, callbacks=[reuse(layer())]).history
+    assert history["gradient_hit_rate"] == [0, 1]
+    assert history["mean_displacement"][1] > 0.9
+
+
+def test_reuse_under_mixed_precision(images, labels):
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        model = small_model(compiled=False)
+        model.compile(
+            keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.01)),
+            lambda y, p: 1e-5 * loss_from_logits(y, ops.cast(p, "float32")),
+        )
+    finally:
+        keras.config.set_dtype_policy("float32")
+    fit = {"batch_size": 3, "epochs": 2, "verbose": 0}
+    history = model.fit(images, labels, **fit, callbacks=[reuse(layer())]).history
+    assert history["gradient_hit_rate"] == [0, 1]
+    assert 0 < history["adversarial_loss_gain"][1] < 1e-4
+
+
+@pytest.mark.parametrize("run_eagerly", [False, True])
+def test_a_step_without_compute_loss_says_what_to_do(images, labels, run_eagerly):
+    class Silent(Subclassed):
+        def train_step(self, data):
+            return {"loss": 0.0}
+
+    model = Silent()
+    model.compile("sgd", loss_from_logits, run_eagerly=run_eagerly)
+    with pytest.raises(ValueError, match='`compute_loss` 0 times.*gradient="fresh"'):
+        model.fit(images, labels, verbose=0, callbacks=[reuse(layer())])
+    assert "compute_loss" not in vars(model)
+    assert_plain(model)
+
+
+class Fail(keras.callbacks.Callback):
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == 2:
+            raise RuntimeError("power cut")
+
+
+def test_a_resumed_run_goes_on_with_the_stored_gradients(images, labels, tmp_path):
+    def train(folder, *others):
+        model = build("functional")
+        steady = ksa.AdversarialFlow((0.5, 0.5), rate=1.0)
+        store = ksa.GradientStore(64, backup_dir=folder)
+        callbacks = [
+            keras.callbacks.BackupAndRestore(folder),
+            ksa.AdversarialTraining(steady, gradient=store),
+            *others,
+        ]
+        fit = {"batch_size": 2, "epochs": 4, "shuffle": False, "verbose": 0}
+        return model, model.fit(images, labels, **fit, callbacks=callbacks).history
+
+    whole, expected = train(tmp_path / "whole")
+    with pytest.raises(RuntimeError, match="power cut"):
+        train(tmp_path / "cut", Fail())
+    assert (tmp_path / "cut" / "gradient_store.npz").exists()
+    resumed, history = train(tmp_path / "cut")
+    assert history["gradient_hit_rate"] == [1, 1]  # epochs 2 and 3
+    np.testing.assert_allclose(history["loss"], expected["loss"][2:], rtol=1e-5)
+    assert_same_weights(whole, resumed, atol=1e-6)
+    assert not (tmp_path / "cut" / "gradient_store.npz").exists()
+
+
+@pytest.mark.parametrize(
+    "kwargs,message",
+    [
+        ({"target": "random"}, "target='random'"),
+        ({"steps": 2}, "steps=2"),
+        ({"loss": "mse"}, "loss='mse'"),
+        ({"alpha": 1.0}, "alpha=1.0"),
+    ],
+)
+def test_what_cannot_be_reused_is_named(kwargs, message):
+    with pytest.raises(ValueError, match=message + '.*gradient="fresh"'):
+        reuse(ksa.AdversarialFlow(**kwargs))

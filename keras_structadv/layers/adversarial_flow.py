@@ -1,10 +1,18 @@
 """The geometric augmentation as a layer."""
 
+import math
 from typing import Any
 
 import keras
+from keras import ops
 
-from keras_structadv.flow import adversarial_flow, check_flow_arguments
+from keras_structadv.flow import (
+    adversarial_flow,
+    check_flow_arguments,
+    flow_code,
+    flow_from_code,
+    longest_displacement,
+)
 from keras_structadv.layers.base import StructuredAdversary
 from keras_structadv.warp import compose_flows, dense_image_warp
 
@@ -50,6 +58,8 @@ class AdversarialFlow(StructuredAdversary):
     Reference: Luo, Mobahi, Bengio (2020), section 4 and Algorithm 1.
     """
 
+    measure_name = "mean_displacement"
+
     def __init__(
         self,
         max_displacement: float | tuple[float, float] = 3.0,
@@ -89,6 +99,34 @@ class AdversarialFlow(StructuredAdversary):
     def apply(self, images: Any, field: Any) -> Any:
         """Returns the images warped along the flow."""
         return dense_image_warp(images, field)
+
+    def check_reuse(self) -> None:
+        """Raises a `ValueError` where the gradient of training cannot serve."""
+        super().check_reuse()
+        if self.alpha is not None:
+            raise ValueError(
+                f"Received a layer with alpha={self.alpha}. Of a reused gradient only "
+                'the direction is kept: leave alpha=None, or pass gradient="fresh".'
+            )
+
+    def encode(self, images: Any, gradients: Any, size: int) -> Any:
+        """Returns the lowest frequencies of `[d_y, d_x]`, (batch, 2 * size**2)."""
+        code = flow_code(images, gradients, size)
+        return ops.reshape(code, (-1, math.prod(code.shape[1:])))
+
+    def decode(self, images: Any, codes: Any, size: int, strength: Any) -> Any:
+        """Returns the flow that a code describes, (batch, height, width, 2), pixels."""
+        height, width = images.shape[1:3]
+        return flow_from_code(
+            ops.reshape(codes, (-1, 2, min(size, height), min(size, width))),
+            (height, width),
+            smoothness=self.smoothness,
+            max_displacement=strength,
+        )
+
+    def measure(self, field: Any) -> Any:
+        """Returns the longest displacement of each flow, float32, (batch,), pixels."""
+        return longest_displacement(field)
 
     def get_config(self) -> dict:
         """Returns every constructor argument; the bound model is not one."""

@@ -20,7 +20,8 @@ class Augmented(NamedTuple):
 
     Attributes:
         images: float32, the shape of the images that went in.
-        gain: float32, (chosen,), the first-order rise of the adversarial loss.
+        gain: float32, (chosen,), the first-order rise of the adversarial loss; `None`
+            if no gradient was taken.
         active: float32, (chosen,), 1 where an image was chosen, else 0.
         fields: the fields of the chosen images, (chosen, height, width, ...).
         chosen: int32, (chosen,), their places in the batch; `None` for all.
@@ -127,6 +128,9 @@ class StructuredAdversary(keras.layers.Layer):
 
     # What a subclass defines.
 
+    measure_name: str
+    """What `measure` is called in the `History`."""
+
     def draw_strength(self, count: Any) -> Any:
         """Returns the random strength of each of `count` images, float32, (count,)."""
         raise NotImplementedError
@@ -137,6 +141,18 @@ class StructuredAdversary(keras.layers.Layer):
 
     def compose(self, first: Any, second: Any) -> Any:
         """Returns the field that does what `first` and then `second` do."""
+        raise NotImplementedError
+
+    def encode(self, images: Any, gradients: Any, size: int) -> Any:
+        """Returns the k x k lowest frequencies of what the field is made from."""
+        raise NotImplementedError
+
+    def decode(self, images: Any, codes: Any, size: int, strength: Any) -> Any:
+        """Returns the fields for channels-last images and the codes of `encode`."""
+        raise NotImplementedError
+
+    def measure(self, field: Any) -> Any:
+        """Returns the size of each field in its own unit, float32, (batch,)."""
         raise NotImplementedError
 
     def apply(self, images: Any, field: Any) -> Any:
@@ -172,17 +188,61 @@ class StructuredAdversary(keras.layers.Layer):
                 self._channels_last(current), self._channels_last(gradients), size
             )
             field = step if field is None else self.compose(field, step)
-            moved = self._channels_first(
-                self.apply(self._channels_last(originals), field)
-            )
-            # A field of zeros is the identity, also where a pixel is not finite.
-            moved = ops.where(_is_zero(field)[:, None, None, None], originals, moved)
+            moved = self._applied(originals, field)
             rise = ops.sum(gradients * (moved - current), axis=(1, 2, 3))
             gain = gain + ops.where(_is_zero(step), 0.0, rise)
             current = moved
         if chosen is not None:
             current = ops.scatter_update(images, chosen[:, None], current)
         return Augmented(current, gain, active, field, chosen)
+
+    def augment_from_codes(
+        self, images: Any, codes: Any, found: Any, size: int, strength: Any = 1.0
+    ) -> Augmented:
+        """Augments a batch by gradients that were kept as codes.
+
+        Args:
+            images: (batch, height, width, channels), or channels first.
+            codes: float32, (batch, length), as `encode` made them.
+            found: bool, (batch,); the other images stay as they are.
+            size: the k of `encode`.
+            strength: factor in [0, 1] on the drawn strengths.
+
+        Returns:
+            An `Augmented` without a gain.
+        """
+        images = ops.cast(images, "float32")
+        chosen, active = self._choose(images)
+        pick = (lambda x: x) if chosen is None else _picker(chosen)
+        originals = pick(images)
+        active = active * ops.cast(pick(found), "float32")
+        drawn = strength * active * self.draw_strength(ops.shape(originals)[0])
+        field = self.decode(self._channels_last(originals), pick(codes), size, drawn)
+        moved = self._applied(originals, field)
+        if chosen is not None:
+            moved = ops.scatter_update(images, chosen[:, None], moved)
+        return Augmented(moved, None, active, field, chosen)
+
+    def check_reuse(self) -> None:
+        """Raises a `ValueError` where the gradient of training cannot serve."""
+        if self.target is not None or self.steps > 1 or self.loss is not None:
+            raise ValueError(
+                f"Received a layer with target={self.target!r}, steps={self.steps} and "
+                f"loss={self.loss!r}. A reused gradient is the one of the training "
+                'loss, taken once: leave these arguments, or pass gradient="fresh".'
+            )
+
+    def code_length(self, images: Any, size: int) -> int:
+        """Returns how many numbers the code of one of these images has."""
+        images = self._channels_last(images[:1])
+        return self.encode(images, images, size).shape[1]
+
+    def code_of(self, images: Any, gradients: Any, size: int) -> Any:
+        """Returns the code of each gradient, (batch, length); layout as the images."""
+        images, gradients = (
+            self._channels_last(ops.cast(x, "float32")) for x in (images, gradients)
+        )
+        return self.encode(images, gradients, size)
 
     def gradient(self, images: Any, labels: Any, targets: Any) -> Any:
         """Returns the adversarial gradient of the bound model, as the images are."""
@@ -331,6 +391,12 @@ class StructuredAdversary(keras.layers.Layer):
         # The last one makes up for the fraction: it is active with that probability.
         place = ops.arange(count, dtype="float32")
         return chosen, ops.cast(place + self.draw_uniform(1) < expected, "float32")
+
+    def _applied(self, images: Any, field: Any) -> Any:
+        """Returns images as they came, changed by a field."""
+        moved = self._channels_first(self.apply(self._channels_last(images), field))
+        # A field of zeros is the identity, also where a pixel is not finite.
+        return ops.where(_is_zero(field)[:, None, None, None], images, moved)
 
     def _channels_last(self, x: Any) -> Any:
         if self.data_format == "channels_first":

@@ -1,0 +1,214 @@
+"""A store of gradients, one short code for each image, found by the image's content."""
+
+import functools
+import os
+import pathlib
+import tempfile
+from typing import Any
+
+import keras
+import numpy as np
+from keras import backend, ops
+
+from keras_structadv.gradients import read_rows, write_rows
+
+_WAYS = 4
+
+
+class GradientStore:
+    """Keeps one code for each training image, in a table of bounded size.
+
+    An image is found by a fingerprint of its content, so that shuffling, repeating and
+    re-batching need no sample ids. A place holds the whole fingerprint beside the code:
+    an image whose place was taken by another finds nothing, never the other's code.
+
+    Each fingerprint belongs to a set of four places. Where all four are taken, one is
+    given up. Choose a capacity of twice the number of training images: then about one
+    image in forty finds its place taken.
+
+    Args:
+        capacity: number of places, a multiple of 4, >= 4.
+        size: k; the k x k lowest cosine coefficients of each component are kept. A
+            place of `AdversarialFlow` takes `4 * size**2 + 16` bytes.
+        backup_dir: `None`, or the `backup_dir` of `keras.callbacks.BackupAndRestore`:
+            the store is then saved there after each epoch, read when a run resumes,
+            and removed when it ends.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        capacity: int = 65536,
+        size: int = 8,
+        backup_dir: str | os.PathLike | None = None,
+    ):
+        if not isinstance(capacity, int) or capacity < _WAYS or capacity % _WAYS:
+            raise ValueError(
+                f"Received capacity={capacity!r}. Pass a multiple of {_WAYS}."
+            )
+        if not isinstance(size, int) or size < 1:
+            raise ValueError(f"Received size={size!r}. Pass an integer >= 1.")
+        self.capacity = capacity
+        self.size = size
+        self.backup_dir = backup_dir
+        self._keys = None
+        self._codes = None
+
+    @property
+    def built(self) -> bool:
+        """Whether the table was made."""
+        return self._codes is not None
+
+    def build(self, length: int) -> None:
+        """Makes the empty table, for codes of `length` numbers."""
+        if self.built:
+            if self._codes.shape[1] != length:
+                raise ValueError(
+                    f"The store holds codes of {self._codes.shape[1]} numbers, and "
+                    f"{length} are needed. Use a store of its own for each layer."
+                )
+            return
+        # One place more than asked for: what shall not be written goes there. Keys are
+        # whole numbers below 2**16 in float32, which every accelerator can hold.
+        self._keys = keras.Variable(
+            np.full((self.capacity + 1, 4), -1.0, "float32"),
+            trainable=False,
+            dtype="float32",
+            name="keys",
+        )
+        self._codes = keras.Variable(
+            np.zeros((self.capacity + 1, length), "float16"),
+            trainable=False,
+            dtype="float16",
+            name="codes",
+        )
+
+    def read(self, keys: Any) -> tuple[Any, Any]:
+        """Returns `(codes, found)` for the keys of a batch.
+
+        Args:
+            keys: float32, (batch, 4), as `fingerprint` makes them.
+
+        Returns:
+            codes: float32, (batch, length), zero where nothing was found.
+            found: bool, (batch,).
+        """
+        places, match = self._lookup(keys)
+        found = ops.any(match, axis=1)
+        place = ops.sum(ops.where(match, places, 0), axis=1)
+        codes = ops.cast(read_rows(self._codes, place), "float32")
+        return ops.where(found[:, None], codes, 0.0), found
+
+    def write(self, keys: Any, codes: Any) -> None:
+        """Keeps the codes of a batch; those that are zero or not finite are left out.
+
+        Args:
+            keys: float32, (batch, 4), as `fingerprint` makes them.
+            codes: float32, (batch, length), in [-1, 1].
+        """
+        places, match = self._lookup(keys)
+        empty = read_rows(self._keys, ops.reshape(places, (-1,)))[:, 0] < 0
+        empty = ops.reshape(empty, ops.shape(places))
+        # The image's own place; else an empty one; else the one that its key names,
+        # which is also the empty one to try first, so that new images spread.
+        way = ops.arange(_WAYS, dtype="int32")[None, :]
+        away = (way - ops.cast(keys[:, :1], "int32")) % _WAYS
+        score = (
+            ops.cast(match, "int32") * 4 * _WAYS
+            + ops.cast(empty, "int32") * 2 * _WAYS
+            - away
+        )
+        way = ops.argmax(score, axis=1)[:, None]
+        place = ops.cast(ops.take_along_axis(places, way, axis=1)[:, 0], "int32")
+        usable = ops.all(ops.isfinite(codes), axis=1) & ops.any(codes != 0, axis=1)
+        place = ops.where(usable, place, self.capacity)
+        # Of several that want one place, only the last one is written: key and code
+        # are two tables, and a mixture of two images must not arise.
+        number = ops.arange(ops.shape(keys)[0], dtype="int32")
+        later = (place[:, None] == place[None, :]) & (number[:, None] < number[None, :])
+        place = ops.where(ops.any(later, axis=1), self.capacity, place)
+        dropped = (place == self.capacity)[:, None]
+        write_rows(self._keys, place, ops.where(dropped, -1.0, keys))
+        codes = ops.cast(ops.where(dropped, 0.0, codes), "float16")
+        write_rows(self._codes, place, codes)
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes the table to an `.npz` file, whole or not at all."""
+        path = pathlib.Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+            np.savez(
+                file,
+                keys=ops.convert_to_numpy(self._keys),
+                codes=ops.convert_to_numpy(self._codes),
+            )
+        os.replace(file.name, path)
+
+    def load(self, path: str | os.PathLike) -> None:
+        """Reads a table that `save` wrote.
+
+        Raises:
+            ValueError: if the capacity differs.
+        """
+        with np.load(path, allow_pickle=False) as file:
+            keys, codes = file["keys"], file["codes"]
+        if len(keys) != self.capacity + 1:
+            raise ValueError(
+                f"The table in {path} has {len(keys) - 1} places, and this store "
+                f"{self.capacity}. Make the store with capacity={len(keys) - 1}."
+            )
+        self.build(codes.shape[1])
+        self._keys.assign(keys)
+        self._codes.assign(codes)
+
+    def _lookup(self, keys: Any) -> tuple[Any, Any]:
+        """Returns the places of each key's set, and which of them hold the key."""
+        sets = self.capacity // _WAYS
+        # By the upper halves of the two sums. The lower ones depend on the lower bits
+        # of the pixels only, which in many images are all alike.
+        one, two = ops.cast(keys[:, 0], "int32"), ops.cast(keys[:, 2], "int32")
+        first = ops.mod(one * 65536 + two, sets) * _WAYS
+        places = first[:, None] + ops.arange(_WAYS, dtype="int32")[None, :]
+        held = read_rows(self._keys, ops.reshape(places, (-1,)))
+        held = ops.reshape(held, (-1, _WAYS, 4))
+        return places, ops.all(held == keys[:, None, :], axis=-1)
+
+
+def fingerprint(images: Any, value_range: tuple[float, float] = (0, 255)) -> Any:
+    """Returns a key of 64 bits for the content of each image.
+
+    Two sums of the pixels with random odd weights, modulo 2**32. They are exact, so
+    that they depend neither on the batch nor on how the sum is compiled.
+
+    Args:
+        images: (batch, ...), the other axes static; float images count in steps of
+            2**-24 of the value range.
+        value_range: the lowest and the highest value of float images.
+
+    Returns:
+        keys: float32, (batch, 4), whole numbers in [0, 2**16).
+    """
+    size = int(np.prod(images.shape[1:]))
+    if backend.is_float_dtype(backend.standardize_dtype(images.dtype)):
+        low, high = value_range
+        steps = (ops.cast(images, "float32") - low) * ((2**24 - 1) / (high - low))
+        images = ops.round(ops.clip(steps, -(2.0**30), 2.0**30))
+    values = ops.reshape(ops.cast(images, "int32"), (-1, size))
+    parts = []
+    for weights in _weights(size):
+        total = ops.sum(values * weights, axis=1)
+        parts += [
+            ops.bitwise_and(ops.right_shift(total, 16), 0xFFFF),
+            ops.bitwise_and(total, 0xFFFF),
+        ]
+    return ops.cast(ops.stack(parts, axis=1), "float32")
+
+
+@functools.lru_cache(maxsize=16)
+def _weights(size: int) -> np.ndarray:
+    random = np.random.default_rng(20201025).integers(0, 2**32, (2, size), np.uint32)
+    weights = (random | 1).view(np.int32)
+    weights.setflags(write=False)
+    return weights
