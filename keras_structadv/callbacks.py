@@ -32,7 +32,9 @@ class AdversarialTraining(keras.callbacks.Callback):
     images share one gradient, that of whichever was trained on last, also where their
     labels differ.
 
-    Sample weights are passed on; they do not enter the direction of a fresh gradient.
+    The model gets the images in the compute dtype of the layer, also where the data are
+    integers. Sample weights are passed on; they do not enter the direction of a fresh
+    gradient.
     `History` gains
 
     - `adversarial_loss_gain`: the mean, over the images that were changed, of the
@@ -44,7 +46,7 @@ class AdversarialTraining(keras.callbacks.Callback):
 
     Args:
         layer: the layer that augments, e.g. `AdversarialFlow()`. It is bound to the
-            model that is trained.
+            model that is trained until the training ends.
         gradient: `"fresh"`, `"reuse"`, or a `GradientStore` to reuse them with another
             capacity, or beside `keras.callbacks.BackupAndRestore`.
         schedule: a function from the epoch, counted from 0, to a factor in [0, 1] on
@@ -52,6 +54,7 @@ class AdversarialTraining(keras.callbacks.Callback):
 
     Raises:
         ValueError: if an argument has no meaning here.
+        NotImplementedError: without a layer.
 
     Example:
     >>> import numpy as np
@@ -106,6 +109,7 @@ class AdversarialTraining(keras.callbacks.Callback):
         self._store = GradientStore() if gradient == "reuse" else gradient
         self._strength = None
         self._metrics = {}
+        self._binding = layer.binding
         self._in_step = False
         self._epochs = 0
 
@@ -117,7 +121,20 @@ class AdversarialTraining(keras.callbacks.Callback):
                 'yet. Set KERAS_BACKEND="tensorflow".'
             )
         model = self.model
-        self.layer.bind(model)
+        if any(layer is self.layer for layer in model.layers):
+            raise NotImplementedError(
+                f"Layer {self.layer.name!r} is a layer of the model itself, and would "
+                "act twice. Driving the layers of a model comes in a later release: "
+                "leave the layer out of the model."
+            )
+        # `fit` gives one dict of parameters to all of its callbacks.
+        if getattr(model.train_function, "fit_parameters", None) is self.params:
+            raise ValueError(
+                "Received two AdversarialTraining callbacks in one `fit`. Pass one."
+            )
+        self._binding = self.layer.binding
+        if self._binding.model is not model:
+            self.layer.bind(model)
         self._epochs = 0
         if self._strength is None:
             self._strength = keras.Variable(1.0, trainable=False, name="strength")
@@ -127,7 +144,7 @@ class AdversarialTraining(keras.callbacks.Callback):
         if self._reuses and self._backup and self._backup.exists():
             self._store.load(self._backup)
         # The compiled function has the step; the model gets its own back.
-        step = self._augmented(model.train_step)
+        step = self.augmented(model.train_step)
         with replaced(model, "train_step", step):
             model.make_train_function(force=True)
         augmented_function = model.train_function
@@ -138,13 +155,10 @@ class AdversarialTraining(keras.callbacks.Callback):
                 # one, without this callback.
                 model.make_train_function(force=True)
                 return model.train_function(iterator)
-            try:
-                return augmented_function(iterator)
-            except BaseException as error:
-                if not isinstance(error, StopIteration):
-                    self._release()
-                raise
+            self._in_step = False
+            return augmented_function(iterator)
 
+        train_function.fit_parameters = self.params
         model.train_function = train_function
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
@@ -162,10 +176,6 @@ class AdversarialTraining(keras.callbacks.Callback):
     def on_train_batch_begin(self, batch: int, logs: dict | None = None) -> None:
         """Allows the next call of the train function to augment."""
         self._in_step = True
-
-    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
-        """Ends what `on_train_batch_begin` allowed."""
-        self._in_step = False
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         """Saves the store beside the model, and looks whether it is of any use."""
@@ -188,7 +198,9 @@ class AdversarialTraining(keras.callbacks.Callback):
 
     def on_train_end(self, logs: dict | None = None) -> None:
         """Gives the model its plain train step back."""
-        self._release()
+        self._in_step = False
+        self.model.train_function = None
+        self.layer.binding = self._binding
         if self._reuses and self._backup:
             self._backup.unlink(missing_ok=True)
 
@@ -201,18 +213,18 @@ class AdversarialTraining(keras.callbacks.Callback):
         folder = self._store.backup_dir
         return None if folder is None else pathlib.Path(folder, "gradient_store.npz")
 
-    def _release(self) -> None:
-        self._in_step = False
-        self.model.train_function = None
-
-    def _augmented(self, train_step: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def augmented(self, train_step: Callable[[Any], Any]) -> Callable[[Any], Any]:
         """Returns the train step with the augmentation before it."""
 
         def augmented_step(data: Any) -> Any:
             images, labels, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
             ids = None
+            structure = images
             if isinstance(images, dict) and set(images) == {"images", "ids"}:
-                images, ids = images["images"], images["ids"]
+                structure, ids = images["images"], images["ids"]
+                images = structure
+            if len(keras.tree.flatten(images)) == 1:
+                (images,) = keras.tree.flatten(images)
             if not hasattr(images, "shape") or len(images.shape) != 4:
                 raise ValueError(
                     "AdversarialTraining augments models with one input, images of "
@@ -222,21 +234,27 @@ class AdversarialTraining(keras.callbacks.Callback):
 
             def plain_step(images: Any) -> Any:
                 images = ops.cast(images, self.layer.compute_dtype)
+                x = keras.tree.pack_sequence_as(structure, [images])
                 return train_step(
-                    keras.utils.pack_x_y_sample_weight(images, labels, sample_weight)
+                    keras.utils.pack_x_y_sample_weight(x, labels, sample_weight)
                 )
 
-            if self._reuses:
+            if not keras.tree.is_nested(labels):
+                self.layer.check_labels(images, labels)
+            if self.layer.rate == 0:
+                logs, augmented = train_step(data), None
+            elif self._reuses:
                 logs, augmented = self._reusing_step(plain_step, images, ids)
             else:
                 augmented = self.layer.augment(images, labels, strength=self._strength)
                 logs = plain_step(augmented.images)
-            self._metrics["adversarial_loss_gain"].update_state(
-                augmented.gain, sample_weight=augmented.active
-            )
-            self._metrics[self.layer.measure_name].update_state(
-                self.layer.measure(augmented.fields), sample_weight=augmented.active
-            )
+            if augmented is not None:
+                self._metrics["adversarial_loss_gain"].update_state(
+                    augmented.gain, sample_weight=augmented.active
+                )
+                self._metrics[self.layer.measure_name].update_state(
+                    self.layer.measure(augmented.fields), sample_weight=augmented.active
+                )
             if isinstance(logs, dict):
                 means = {name: m.result() for name, m in self._metrics.items()}
                 logs = {**logs, **means}

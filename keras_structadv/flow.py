@@ -1,5 +1,6 @@
 """From the gradient of the loss to a smooth adversarial flow."""
 
+import numbers
 from typing import Any
 
 import keras
@@ -35,8 +36,8 @@ def adversarial_flow(
             `max_displacement`. A number > 0 gives eq. 15 as it stands; only a flow
             that is longer than `max_displacement` is scaled, down to it.
         solver: `"dct"` (exact, nothing stored), `"sparse"` (conjugate gradients on a
-            sparse matrix) or `"dense"` (the explicit inverse of the paper's
-            Algorithm 1, up to 1 GiB).
+            sparse matrix, which XLA cannot compile) or `"dense"` (the explicit inverse
+            of the paper's Algorithm 1, up to 1 GiB).
 
     Returns:
         flow: float32, (batch, height, width, 2), (dy, dx) in pixels, the forward
@@ -223,12 +224,12 @@ def folded_fraction(flow: Any) -> Any:
 
 def check_flow_arguments(smoothness: float, alpha: float | None, solver: str) -> None:
     """Raises a `ValueError` that names the argument that is out of its range."""
-    if not isinstance(smoothness, (int, float)) or not 0 <= smoothness < np.inf:
+    if not isinstance(smoothness, numbers.Real) or not 0 <= smoothness <= 1e30:
         raise ValueError(
-            f"Received smoothness={smoothness!r}. Pass a finite number >= 0, in "
+            f"Received smoothness={smoothness!r}. Pass a number in [0, 1e30], in "
             "squared pixels."
         )
-    if alpha is not None and not (isinstance(alpha, (int, float)) and 0 < alpha):
+    if alpha is not None and not (isinstance(alpha, numbers.Real) and 0 < alpha):
         raise ValueError(
             f"Received alpha={alpha!r}. Pass a number > 0, or None to scale each flow "
             "to `max_displacement`."
@@ -253,6 +254,15 @@ def _limited(flow: Any, max_displacement: Any, scale: Any = None) -> Any:
     """
     longest = ops.sqrt(ops.max(ops.sum(ops.square(flow), axis=1), axis=(1, 2)))
     limit = ops.convert_to_tensor(max_displacement, "float32")
+    if len(limit.shape) > 1 or (
+        len(limit.shape) == 1
+        and None not in (limit.shape[0], flow.shape[0])
+        and limit.shape[0] != flow.shape[0]
+    ):
+        raise ValueError(
+            f"Received max_displacement of shape {tuple(limit.shape)} for "
+            f"{flow.shape[0]} images. Pass a number, or one for each image."
+        )
     limit = ops.divide_no_nan(limit, longest)[:, None, None, None]
     flow = flow * (limit if scale is None else ops.minimum(limit, scale))
     return ops.stack([flow[:, 0], flow[:, 1]], axis=-1)

@@ -1,10 +1,10 @@
 """Gradients of a model's loss with respect to its input images.
 
 The only module that depends on the backend. What a backend has to provide is one
-entry of `_BACKENDS`: a function `(objective, images) -> gradients`, which
-differentiates the scalar `objective(images)` and leaves no trace, or returns `None`
-where the objective does not depend on the images; and, to reuse the gradients of
-training, what `step_with_gradients`, `read_rows` and `write_rows` do.
+entry of `_BACKENDS`, a function `(objective, images) -> gradients, extra` for an
+objective that returns `scalar, extra`, with `None` for gradients where the scalar does
+not depend on the images; and, to reuse the gradients of training, what
+`step_with_gradients`, `read_rows` and `write_rows` do.
 """
 
 import contextlib
@@ -16,8 +16,9 @@ from typing import Any
 import keras
 from keras import backend, ops
 
-# A power of two: it keeps float16 gradients away from zero and cancels exactly.
-_LOSS_SCALE = 2.0**10
+# Each image's loss is brought to this size before the backward pass. It keeps float16
+# gradients away from zero as well as from infinity, whatever the size of the loss.
+_LOSS_SIZE = 64.0
 
 
 def per_image_gradients(
@@ -39,7 +40,7 @@ def per_image_gradients(
         model: a built model with one input and one output.
         images: float or integer, (batch, ...), as the model takes them.
         labels: the true labels, in the form that the loss takes; `None` for the
-            model's own most likely labels.
+            model's own most likely labels, where the loss is a cross-entropy.
         loss: the loss, as `model.compile` takes it; `None` for the one that the model
             was compiled with.
         target: `None` to ascend the loss of `labels`; otherwise the loss of another
@@ -64,7 +65,7 @@ def per_image_gradients(
         )
     images = ops.convert_to_tensor(images)
     if labels is not None:
-        labels = ops.convert_to_tensor(labels)
+        labels = ops.convert_to_tensor(_only(labels))
         check_length("labels", labels, images)
     if not (target is None or callable(target) or isinstance(target, str)):
         target = ops.convert_to_tensor(target)
@@ -79,27 +80,37 @@ def per_image_gradients(
         model.build(images.shape)
     forward = _Inference(model)
 
-    def objective(images: Any) -> Any:
-        predictions = forward(images)
+    def objective(images: Any) -> tuple[Any, Any]:
+        predictions = _only(forward(images))
         if isinstance(predictions, (list, tuple, dict)):
             raise ValueError(
                 f"Received a model with {len(predictions)} outputs. Gradients are "
                 "taken of models with one output: pass a model of the output that the "
                 "images shall be adversarial to."
             )
+        if len(predictions.shape) == 1:
+            predictions = predictions[:, None]
+        losses = adversarial_losses(predictions)
+        size = ops.maximum(ops.abs(ops.stop_gradient(losses)), 0.01)
+        return ops.sum(losses * (_LOSS_SIZE / size)), size
+
+    def adversarial_losses(predictions: Any) -> Any:
         settled = ops.stop_gradient(predictions)
         true = labels
         if true is None:
             true = as_labels(_most_likely(settled, loss), settled, loss)
         if target is None:
-            return _LOSS_SCALE * ops.sum(loss(true, predictions))
+            return loss(true, predictions)
         aim = target if not isinstance(target, str) else _TARGETS[target]
         if callable(aim):
             aim = aim(true, settled)
         aim = as_labels(aim, settled, loss, like=true)
-        return -_LOSS_SCALE * ops.sum(loss(aim, predictions))
+        if loss.ignore_class is not None:  # what has no label gets no aim either
+            ignored = ops.cast(loss.ignore_class, true.dtype)
+            aim = ops.where(true == ignored, true, aim)
+        return -loss(aim, predictions)
 
-    gradients = _BACKENDS[backend.backend()](
+    gradients, size = _BACKENDS[backend.backend()](
         objective, ops.stop_gradient(ops.cast(images, "float32"))
     )
     if gradients is None:
@@ -110,7 +121,8 @@ def per_image_gradients(
             stacklevel=2,
         )
         return ops.zeros_like(ops.cast(images, "float32"))
-    return ops.stop_gradient(ops.cast(gradients, "float32") / _LOSS_SCALE)
+    size = ops.reshape(size / _LOSS_SIZE, (-1,) + (1,) * (len(images.shape) - 1))
+    return ops.stop_gradient(gradients * size)
 
 
 def most_confident_wrong(labels: Any, predictions: Any) -> Any:
@@ -167,6 +179,7 @@ def per_image_loss(model: keras.Model, loss: Any = None) -> Callable[[Any, Any],
     """
     if loss is None:
         loss = getattr(model, "loss", None)
+    loss = _only(loss)
     if loss is None:
         raise ValueError(
             f"Model {model.name!r} has no compiled loss. Compile it with a loss, or "
@@ -194,6 +207,7 @@ def as_labels(classes: Any, predictions: Any, loss: Any, like: Any = None) -> An
         Class ids, or one-hot vectors of the dtype of `like`.
     """
     depth = predictions.shape[-1]
+    vectors = len(classes.shape) == len(predictions.shape)
     if like is not None:
         dtype = backend.standardize_dtype(like.dtype)
         one_hot = depth > 1 and tuple(like.shape[1:]) == tuple(predictions.shape[1:])
@@ -202,15 +216,29 @@ def as_labels(classes: Any, predictions: Any, loss: Any, like: Any = None) -> An
         one_hot = depth > 1 and not loss.takes_class_ids
         dtype = "float32" if one_hot or depth == 1 else "int32"
         shape = (-1,) + tuple(predictions.shape[1:-1]) + ((1,) if depth == 1 else ())
+    if not one_hot and vectors and classes.shape[-1] == depth > 1:
+        classes = ops.argmax(classes, axis=-1)
     if one_hot:
-        if len(classes.shape) == len(predictions.shape):
+        if vectors:
             return ops.cast(classes, dtype)
         return ops.one_hot(ops.cast(classes, "int32"), depth, dtype=dtype)
     return ops.reshape(ops.cast(classes, dtype), shape)
 
 
+def _only(x: Any) -> Any:
+    """Returns the one entry of a list, tuple or dict that has one, else `x` itself."""
+    while isinstance(x, (list, tuple, dict)) and len(x) == 1:
+        (x,) = x.values() if isinstance(x, dict) else x
+    return x
+
+
 def _most_likely(predictions: Any, loss: Any) -> Any:
-    if predictions.shape[-1] == 1:
+    if predictions.shape[-1] == 1 and not loss.is_binary:
+        raise ValueError(
+            "Received no labels, and a loss from which no most likely label follows: "
+            "its model has one output, and it is no binary cross-entropy. Pass labels."
+        )
+    if loss.is_binary:
         return ops.cast(predictions > (0.0 if loss.from_logits else 0.5), "int32")
     return ops.argmax(predictions, axis=-1)
 
@@ -342,6 +370,8 @@ class _PerImageLoss:
             name = getattr(loss, "__name__", "")
         self._loss = loss
         self.takes_class_ids = "sparse" in name.lower()
+        self.is_binary = "binary" in name.lower()
+        self.ignore_class = getattr(loss, "ignore_class", None)
 
     def __call__(self, labels: Any, predictions: Any) -> Any:
         labels = ops.convert_to_tensor(labels)
@@ -387,13 +417,15 @@ class _Inference(keras.layers.Layer):
             return self._call_model(images)
 
 
-def _tensorflow_gradients(objective: Callable[[Any], Any], images: Any) -> Any:
+def _tensorflow_gradients(
+    objective: Callable[[Any], tuple[Any, Any]], images: Any
+) -> tuple[Any, Any]:
     import tensorflow as tf
 
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(images)
-        value = objective(images)
-    return tape.gradient(value, images)
+        value, extra = objective(images)
+    return tape.gradient(value, images), extra
 
 
 _BACKENDS = {"tensorflow": _tensorflow_gradients}

@@ -151,6 +151,17 @@ def test_nothing_that_was_passed_is_changed(images, labels):
         np.testing.assert_array_equal(data[key], value)
 
 
+def test_python_data_and_numpy_numbers_are_taken(images, labels):
+    layer = bound(smoothness=np.float32(100), rate=np.float64(1), steps=np.int64(1))
+    expected = numpy(layer(images, labels)[0])
+    out = bound(layer.binding.model)(images, labels.tolist())
+    np.testing.assert_allclose(out[0], expected, atol=1e-6)
+    np.testing.assert_array_equal(out[1], labels)
+    assert tuple(layer(images[0], 1)[0].shape) == (8, 8, 1)
+    data = {"images": images, "labels": labels.tolist()}
+    assert tuple(layer(data)["images"].shape) == images.shape
+
+
 def test_inference_is_the_identity(images, labels):
     layer = ksa.AdversarialFlow(rate=1.0)  # and needs no model
     np.testing.assert_array_equal(layer(images, training=False), images)
@@ -531,6 +542,8 @@ def test_bad_input_is_named(images, labels):
         layer(images[0, ..., 0])
     with pytest.raises(ValueError, match=r"keys \['labels', 'x'\].*\"images\""):
         layer({"x": images, "labels": labels})
+    with pytest.raises(NotImplementedError, match="labels of shape .*masks"):
+        layer(images, images[..., 0] > 0.5)
     with pytest.raises(NotImplementedError, match="segmentation_masks"):
         layer({"images": images, "segmentation_masks": images})
     with pytest.raises(TypeError, match="model='resnet'"):
@@ -547,6 +560,10 @@ def test_bad_input_is_named(images, labels):
         ({"target": "nearest"}, "target='nearest'.*targets"),
         ({"steps": 0}, "steps=0"),
         ({"steps": 1.5}, "steps=1.5"),
+        ({"steps": True}, "steps=True"),
+        ({"max_displacement": None}, "max_displacement=None"),
+        ({"max_displacement": (1, 2, 3)}, "max_displacement="),
+        ({"smoothness": 1e39}, "smoothness=1e"),
         ({"value_range": (1, 0)}, r"value_range=\(1, 0\)"),
         ({"data_format": "NHWC"}, "data_format='NHWC'"),
         ({"max_displacement": -1}, "max_displacement=-1"),

@@ -140,6 +140,8 @@ def test_bad_arguments_are_named(kwargs, message):
 
 
 def test_bad_shapes_are_named():
+    with pytest.raises(ValueError, match=r"max_displacement of shape \(2,\) for 3"):
+        ksa.adversarial_flow(*case(), max_displacement=[1.0, 2.0])
     images, gradients = case()
     with pytest.raises(ValueError, match=r"\(9, 7, 2\).*batch"):
         ksa.adversarial_flow(images[0], gradients[0])

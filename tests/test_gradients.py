@@ -278,14 +278,15 @@ def test_float16_gradients_do_not_vanish(images, labels):
     finally:
         keras.config.set_dtype_policy("float32")
 
-    def faint(y, p):
-        p = ops.cast(p, "float32")
-        return 1e-6 * keras.losses.sparse_categorical_crossentropy(y, p, True)
+    for size in (1e-6, 1.0, 1e6):
 
-    actual = gradients_of(half, images, labels, loss=faint)
-    assert actual.dtype == np.float32
-    error = np.abs(actual - 1e-6 * expected).max()
-    assert error < 0.05 * 1e-6 * np.abs(expected).max()
+        def scaled(y, p, size=size):
+            return size * keras.losses.sparse_categorical_crossentropy(y, p, True)
+
+        actual = gradients_of(half, images, labels, loss=scaled)
+        assert actual.dtype == np.float32
+        error = np.abs(actual - size * expected).max()
+        assert error < 0.05 * size * np.abs(expected).max()
 
 
 def test_saturated_softmax_gives_zero_and_not_nan(images, labels):
@@ -320,8 +321,73 @@ def test_every_dtype_of_images(images, labels, dtype):
     np.testing.assert_allclose(gradients_of(model, given, labels), expected, atol=1e-6)
 
 
+def test_pixels_without_a_label_get_no_target(images):
+    model = keras.Sequential([keras.Input((8, 8, 1)), layers.Conv2D(4, 1)])
+    loss = keras.losses.SparseCategoricalCrossentropy(
+        from_logits=True, ignore_class=255
+    )
+    model.compile("sgd", loss)
+    masks = np.random.default_rng(0).integers(0, 4, (6, 8, 8))
+    masks[:, :4] = 255
+    for target in (None, "most_confident_wrong", "random"):
+        gradients = np.abs(gradients_of(model, images, masks, target=target))
+        assert gradients[:, :4].max() == 0 and gradients[:, 4:].min() > 0
+
+
+@pytest.mark.parametrize("target", [None, "most_confident_wrong", "random"])
+@pytest.mark.parametrize("with_labels", [False, True])
+def test_predictions_of_rank_one(images, target, with_labels):
+    flat = keras.Sequential([keras.Input((8, 8, 1)), layers.Flatten()])
+    dense = layers.Dense(1, activation="sigmoid")
+    column = keras.Sequential([flat, dense])
+    inputs = keras.Input((8, 8, 1))
+    rank_one = keras.Model(inputs, layers.Reshape(())(dense(flat(inputs))))
+    assert rank_one(images).shape == (6,)
+    y = np.array([0, 1, 1, 0, 1, 0]) if with_labels else None
+    arguments = {"loss": "binary_crossentropy", "target": target}
+    np.testing.assert_allclose(
+        gradients_of(rank_one, images, y, **arguments),
+        gradients_of(column, images, y, **arguments),
+        atol=1e-5,
+    )
+
+
+def test_one_loss_and_one_output_in_a_list_or_a_dict(images, labels):
+    expected = gradients_of(small_model(), images, labels)
+    keras.utils.set_random_seed(0)
+    model = small_model(compiled=False)
+    wrapped = keras.Model(model.inputs, {"out": model.outputs[0]})
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    for losses in ([loss], {"out": loss}):
+        wrapped.compile("sgd", losses)
+        actual = gradients_of(wrapped, images, {"out": labels})
+        np.testing.assert_allclose(actual, expected, atol=1e-6)
+
+
+def test_multi_label_models_threshold_each_label(images):
+    model = small_model(activation="sigmoid", compiled=False)
+    model.compile("sgd", "binary_crossentropy")
+    own = (model.predict(images, verbose=0) > 0.5).astype("float32")
+    np.testing.assert_allclose(
+        gradients_of(model, images), gradients_of(model, images, own), atol=1e-7
+    )
+
+
+def test_one_hot_targets_beside_class_ids(images, labels):
+    model = small_model()
+    towards = (labels + 1) % 3
+    np.testing.assert_allclose(
+        gradients_of(model, images, labels, target=np.eye(3)[towards]),
+        gradients_of(model, images, labels, target=towards),
+        atol=1e-7,
+    )
+
+
 def test_bad_input_is_named(images, labels):
     model = small_model()
+    regression = small_model(classes=1, compiled=False)
+    with pytest.raises(ValueError, match="no labels.*Pass labels"):
+        ksa.per_image_gradients(regression, images, loss="mse")
     with pytest.raises(ValueError, match=r"labels of shape \(4,\).*\(6, 8, 8, 1\)"):
         ksa.per_image_gradients(model, images, labels[:4])
     with pytest.raises(ValueError, match="labels without a batch axis"):

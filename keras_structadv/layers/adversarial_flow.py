@@ -1,6 +1,7 @@
 """The geometric augmentation as a layer."""
 
 import math
+import numbers
 from typing import Any
 
 import keras
@@ -25,12 +26,14 @@ class AdversarialFlow(StructuredAdversary):
     identity.
 
     Args:
-        max_displacement: the longest displacement, in pixels. A number `m` draws it
-            for each image from U(0, m), a pair `(low, high)` from U(low, high).
+        max_displacement: the longest displacement, in pixels, of each of the `steps`.
+            A number `m` draws it for each image from U(0, m), a pair `(low, high)`
+            from U(low, high).
         smoothness: gamma of eq. 12, >= 0, in squared pixels.
         alpha: `None` scales each flow to its drawn displacement. A number > 0 gives
             eq. 15 as it stands, scaled only where it is longer than that.
-        solver: `"dct"`, `"sparse"` or `"dense"`; see `adversarial_flow`.
+        solver: `"dct"`, `"sparse"` (not with XLA) or `"dense"`; see
+            `adversarial_flow`.
         **common: `rate`, `target`, `steps`, `loss`, `value_range`, `seed`,
             `data_format`, `name` and `dtype`; see `StructuredAdversary`.
 
@@ -59,6 +62,7 @@ class AdversarialFlow(StructuredAdversary):
     """
 
     measure_name = "mean_displacement"
+    moves_pixels = True
 
     def __init__(
         self,
@@ -140,10 +144,11 @@ class AdversarialFlow(StructuredAdversary):
 
 
 def _range(name: str, value: Any) -> tuple[float, float]:
-    low, high = value if isinstance(value, (tuple, list)) else (0.0, value)
-    if not 0 <= low <= high < float("inf"):
+    pair = tuple(value) if isinstance(value, (tuple, list)) else (0.0, value)
+    numeric = len(pair) == 2 and all(isinstance(x, numbers.Real) for x in pair)
+    if not numeric or not 0 <= pair[0] <= pair[1] < float("inf"):
         raise ValueError(
             f"Received {name}={value!r}. Pass a number >= 0, to draw from "
             f"U(0, {name}), or a pair (low, high) with 0 <= low <= high."
         )
-    return float(low), float(high)
+    return float(pair[0]), float(pair[1])

@@ -1,11 +1,14 @@
 """What the adversarial layers share: from images and labels to augmented images."""
 
+import dataclasses
 import functools
 import math
+import numbers
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_structadv.gradients import check_length, per_image_gradients, random_wrong
@@ -34,6 +37,14 @@ class Augmented(NamedTuple):
     chosen: Any
 
 
+@dataclasses.dataclass(frozen=True)
+class Binding:
+    """Holds the bound model where Keras does not track its weights."""
+
+    model: keras.Model | None = None
+    loss: Any = None
+
+
 class StructuredAdversary(keras.layers.Layer):
     """Base of the layers that move images along the structured gradient of a loss.
 
@@ -44,7 +55,8 @@ class StructuredAdversary(keras.layers.Layer):
             is computed for `ceil(rate * batch)` images only.
         target: `None` to ascend the loss of the true label; `"most_confident_wrong"`
             or `"random"` to descend the loss of a wrong one.
-        steps: how often gradient, solve and application are repeated, >= 1.
+        steps: how often gradient, solve and application are repeated, >= 1; each
+            repetition has the full strength.
         loss: a loss as `model.compile` takes it; `None` for the model's own.
         value_range: the lowest and the highest value of the images.
         seed: integer; `None` for a random one.
@@ -65,14 +77,14 @@ class StructuredAdversary(keras.layers.Layer):
         **kwargs: Any,
     ):
         super().__init__(autocast=False, **kwargs)  # labels keep their dtype
-        if not isinstance(rate, (int, float)) or not 0 <= rate <= 1:
+        if not isinstance(rate, numbers.Real) or not 0 <= rate <= 1:
             raise ValueError(f"Received rate={rate!r}. Pass a fraction in [0, 1].")
         if target not in _TARGETS:
             raise ValueError(
                 f"Received target={target!r}. Pass one of {_TARGETS}, or give labels "
                 'with each call: layer({"images": ..., "labels": ..., "targets": ...}).'
             )
-        if not isinstance(steps, int) or steps < 1:
+        if not isinstance(steps, numbers.Integral) or steps < 1 or steps is True:
             raise ValueError(f"Received steps={steps!r}. Pass an integer >= 1.")
         self.rate = rate
         self.target = target
@@ -87,7 +99,7 @@ class StructuredAdversary(keras.layers.Layer):
                 '"channels_last" or "channels_first".'
             )
         self.seed_generator = keras.random.SeedGenerator(seed)
-        self._binding = _Binding()
+        self.binding = Binding()
         self.built = True
 
     def bind(self, model: keras.Model, loss: Any = None, snapshot: bool = False):
@@ -105,6 +117,7 @@ class StructuredAdversary(keras.layers.Layer):
 
         Raises:
             TypeError: if `model` is not a Keras model.
+            NotImplementedError: for a snapshot.
         """
         if not isinstance(model, keras.Model):
             raise TypeError(
@@ -116,8 +129,7 @@ class StructuredAdversary(keras.layers.Layer):
                 "Received snapshot=True, which a later release brings. Bind to the "
                 "live model, or train with AdversarialTraining."
             )
-        self._binding.model = model
-        self._binding.loss = loss
+        self.binding = Binding(model, loss)
         return self
 
     def draw_uniform(self, count: Any) -> Any:
@@ -130,6 +142,9 @@ class StructuredAdversary(keras.layers.Layer):
 
     measure_name: str
     """What `measure` is called in the `History`."""
+
+    moves_pixels: bool
+    """Whether the field moves what is in the image, and so masks, boxes and points."""
 
     def draw_strength(self, count: Any) -> Any:
         """Returns the random strength of each of `count` images, float32, (count,)."""
@@ -179,13 +194,13 @@ class StructuredAdversary(keras.layers.Layer):
         chosen, active = self._choose(images)
         pick = (lambda x: x) if chosen is None else _picker(chosen)
         originals, labels, targets = pick(images), pick(labels), pick(targets)
-        size = strength * active * self.draw_strength(ops.shape(originals)[0])
+        drawn = strength * active * self.draw_strength(ops.shape(originals)[0])
 
         current, field, gain = originals, None, 0.0
         for _ in range(self.steps):
             gradients = self.gradient(current, labels, targets)
             step = self.make_field(
-                self._channels_last(current), self._channels_last(gradients), size
+                self._channels_last(current), self._channels_last(gradients), drawn
             )
             field = step if field is None else self.compose(field, step)
             moved = self._applied(originals, field)
@@ -223,6 +238,19 @@ class StructuredAdversary(keras.layers.Layer):
             moved = ops.scatter_update(images, chosen[:, None], moved)
         return Augmented(moved, None, active, field, chosen)
 
+    def check_labels(self, images: Any, labels: Any) -> None:
+        """Raises a `NotImplementedError` for labels that would have to move as well."""
+        if labels is None or not self.moves_pixels or len(labels.shape) < 3:
+            return
+        axes = slice(1, 3) if self.data_format == "channels_last" else slice(2, 4)
+        size = tuple(images.shape[axes])
+        if size in (tuple(labels.shape[1:3]), tuple(labels.shape[2:4])):
+            raise NotImplementedError(
+                f"Received labels of shape {tuple(labels.shape)} for images of shape "
+                f"{tuple(images.shape)}. They seem to be masks or images, which would "
+                "have to move with the images: that comes in a later release."
+            )
+
     def check_reuse(self) -> None:
         """Raises a `ValueError` where the gradient of training cannot serve."""
         if self.target is not None or self.steps > 1 or self.loss is not None:
@@ -246,7 +274,7 @@ class StructuredAdversary(keras.layers.Layer):
 
     def gradient(self, images: Any, labels: Any, targets: Any) -> Any:
         """Returns the adversarial gradient of the bound model, as the images are."""
-        model = self._binding.model
+        model = self.binding.model
         if model is None:
             raise ValueError(
                 f"Layer {self.name!r} was called with training=True before it was "
@@ -256,12 +284,13 @@ class StructuredAdversary(keras.layers.Layer):
         target = self.target if targets is None else targets
         if isinstance(target, str) and target == "random":
             target = functools.partial(random_wrong, seed=self.seed_generator)
-        loss = self.loss if self._binding.loss is None else self._binding.loss
+        loss = self.loss if self.binding.loss is None else self.binding.loss
         return per_image_gradients(model, images, labels, loss=loss, target=target)
 
     def __call__(self, images: Any, *args: Any, **kwargs: Any) -> Any:
         """Returns what `call` returns; keys that it does not know are not touched."""
         if not isinstance(images, dict):
+            args = [np.asarray(x) if _is_python_data(x) else x for x in args]
             return super().__call__(images, *args, **kwargs)
         for key in _FIELD_KEYS:
             if key in images:
@@ -275,6 +304,9 @@ class StructuredAdversary(keras.layers.Layer):
                 'under the key "images".'
             )
         known = {key: images[key] for key in _KEYS if images.get(key) is not None}
+        known = {
+            k: np.asarray(x) if _is_python_data(x) else x for k, x in known.items()
+        }
         return {**images, **super().__call__(known, *args, **kwargs)}
 
     def call(
@@ -370,6 +402,7 @@ class StructuredAdversary(keras.layers.Layer):
         for name, x in (("labels", labels), ("targets", targets)):
             if x is not None:
                 check_length(name, x, images)
+        self.check_labels(images, labels)
         augmented = ops.cast(
             self.augment(images, labels, targets).images, self.compute_dtype
         )
@@ -394,7 +427,7 @@ class StructuredAdversary(keras.layers.Layer):
 
     def _applied(self, images: Any, field: Any) -> Any:
         """Returns images as they came, changed by a field."""
-        moved = self._channels_first(self.apply(self._channels_last(images), field))
+        moved = self._as_came(self.apply(self._channels_last(images), field))
         # A field of zeros is the identity, also where a pixel is not finite.
         return ops.where(_is_zero(field)[:, None, None, None], images, moved)
 
@@ -403,17 +436,14 @@ class StructuredAdversary(keras.layers.Layer):
             return ops.transpose(x, (0, 2, 3, 1))
         return x
 
-    def _channels_first(self, x: Any) -> Any:
+    def _as_came(self, x: Any) -> Any:
         if self.data_format == "channels_first":
             return ops.transpose(x, (0, 3, 1, 2))
         return x
 
 
-class _Binding:
-    """Holds the bound model where Keras does not track its weights."""
-
-    model: keras.Model | None = None
-    loss: Any = None
+def _is_python_data(x: Any) -> bool:
+    return isinstance(x, (list, tuple, numbers.Number))
 
 
 def _is_zero(field: Any) -> Any:
