@@ -9,7 +9,7 @@ import keras
 from keras import backend, ops
 
 from keras_structadv.gradient_store import GradientStore, fingerprint
-from keras_structadv.gradients import replaced, step_with_gradients
+from keras_structadv.gradients import fused, replaced, step_with_gradients
 from keras_structadv.layers.base import Augmented, StructuredAdversary
 
 _FEW_HITS = 0.01
@@ -253,7 +253,7 @@ class AdversarialTraining(keras.callbacks.Callback):
                     augmented.gain, sample_weight=augmented.active
                 )
                 self._metrics[self.layer.measure_name].update_state(
-                    self.layer.measure(augmented.fields), sample_weight=augmented.active
+                    augmented.sizes, sample_weight=augmented.active
                 )
             if isinstance(logs, dict):
                 means = {name: m.result() for name, m in self._metrics.items()}
@@ -267,20 +267,34 @@ class AdversarialTraining(keras.callbacks.Callback):
     ) -> tuple[Any, Augmented]:
         """Returns the logs of a step on images changed by the gradients of the last."""
         store, layer = self._store, self.layer
-        if ids is None:
-            keys = fingerprint(images, layer.value_range)
-        else:
-            keys = fingerprint(ops.reshape(ids, (-1, 1)))
-        images = ops.cast(images, "float32")
         store.build(layer.code_length(images, store.size))
-        codes, found = store.read(keys)
-        augmented = layer.augment_from_codes(
-            images, codes, found, store.size, self._strength
+
+        def find(images: Any, ids: Any) -> tuple[Any, Any, Any]:
+            if ids is None:
+                keys = fingerprint(images, layer.value_range)
+            else:
+                keys = fingerprint(ops.reshape(ids, (-1, 1)))
+            return keys, *store.read(keys)
+
+        def change(images: Any, codes: Any, found: Any) -> Augmented:
+            return layer.augment_from_codes(
+                images, codes, found, store.size, self._strength
+            )
+
+        def keep(keys: Any, images: Any, changed: Any, gradients: Any) -> Any:
+            store.write(keys, layer.code_of(changed, gradients, store.size))
+            return ops.sum(gradients * (changed - images), axis=(1, 2, 3))
+
+        find, change, keep = (
+            fused(function, eagerly=self.model.run_eagerly)
+            for function in (find, change, keep)
         )
+        keys, codes, found = find(images, ids)
+        images = ops.cast(images, "float32")
+        augmented = change(images, codes, found)
         logs, gradients = step_with_gradients(self.model, plain_step, augmented.images)
-        store.write(keys, layer.code_of(augmented.images, gradients, store.size))
+        rise = keep(keys, images, augmented.images, gradients)
         self._metrics["gradient_hit_rate"].update_state(found)
-        rise = ops.sum(gradients * (augmented.images - images), axis=(1, 2, 3))
         if augmented.chosen is not None:
             rise = ops.take(rise, augmented.chosen, axis=0)
         rise = ops.where(augmented.active > 0, rise, 0.0)

@@ -66,10 +66,12 @@ def dense_image_warp(images: Any, flow: Any, *, interpolation: str = "bilinear")
         ops.cast(ops.take(pixels, corner + offset, axis=0), "float32")
         for offset in (0, right, down, down + right)
     )
-    # Both weights, not one and a difference: exact where a fraction is 0 or 1.
-    top = (1 - fraction_x) * a + fraction_x * b
-    bottom = (1 - fraction_x) * c + fraction_x * d
-    return ops.cast((1 - fraction_y) * top + fraction_y * bottom, dtype)
+    # A weight for each corner: exact where a fraction is 0 or 1, and fewer products of
+    # the size of the images than one direction after the other.
+    rest_y, rest_x = 1 - fraction_y, 1 - fraction_x
+    top = (rest_y * rest_x) * a + (rest_y * fraction_x) * b
+    bottom = (fraction_y * rest_x) * c + (fraction_y * fraction_x) * d
+    return ops.cast(top + bottom, dtype)
 
 
 def compose_flows(first: Any, second: Any) -> Any:

@@ -221,6 +221,16 @@ def test_the_drawn_displacements(images, labels):
     assert 2.0 - 1e-5 <= drawn.min() and drawn.max() <= 2.5 + 1e-5
 
 
+@pytest.mark.parametrize("kwargs", [{}, {"alpha": 1e-3}, {"steps": 2}])
+def test_the_sizes_are_the_longest_displacements(images, labels, kwargs):
+    images[1] = 0.5  # nothing can move in it
+    augmented = bound(rate=0.5, **kwargs).augment(images, labels)
+    expected = np.linalg.norm(numpy(augmented.fields), axis=-1).max(axis=(1, 2))
+    np.testing.assert_allclose(augmented.sizes, expected, atol=1e-5)
+    augmented = bound(rate=1.0, **kwargs).augment(images, labels)
+    assert numpy(augmented.sizes)[1] == 0 and numpy(augmented.sizes)[0] > 0
+
+
 def test_seeds(images, labels):
     model = small_model()
 

@@ -14,7 +14,7 @@ from keras_structadv.flow import (
     flow_from_code,
     longest_displacement,
 )
-from keras_structadv.layers.base import StructuredAdversary
+from keras_structadv.layers.base import StructuredAdversary, is_zero
 from keras_structadv.warp import compose_flows, dense_image_warp
 
 
@@ -128,8 +128,10 @@ class AdversarialFlow(StructuredAdversary):
             max_displacement=strength,
         )
 
-    def measure(self, field: Any) -> Any:
+    def measure(self, field: Any, strength: Any) -> Any:
         """Returns the longest displacement of each flow, float32, (batch,), pixels."""
+        if self.alpha is None and self.steps == 1:  # it was made to have that length
+            return ops.where(is_zero(field), 0.0, strength)
         return longest_displacement(field)
 
     def get_config(self) -> dict:

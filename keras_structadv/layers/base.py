@@ -26,6 +26,7 @@ class Augmented(NamedTuple):
         gain: float32, (chosen,), the first-order rise of the adversarial loss; `None`
             if no gradient was taken.
         active: float32, (chosen,), 1 where an image was chosen, else 0.
+        sizes: float32, (chosen,), the size of each field, as `measure` tells it.
         fields: the fields of the chosen images, (chosen, height, width, ...).
         chosen: int32, (chosen,), their places in the batch; `None` for all.
     """
@@ -33,6 +34,7 @@ class Augmented(NamedTuple):
     images: Any
     gain: Any
     active: Any
+    sizes: Any
     fields: Any
     chosen: Any
 
@@ -166,8 +168,8 @@ class StructuredAdversary(keras.layers.Layer):
         """Returns the fields for channels-last images and the codes of `encode`."""
         raise NotImplementedError
 
-    def measure(self, field: Any) -> Any:
-        """Returns the size of each field in its own unit, float32, (batch,)."""
+    def measure(self, field: Any, strength: Any) -> Any:
+        """Returns the size of each field, float32, (batch,), in the strength's unit."""
         raise NotImplementedError
 
     def apply(self, images: Any, field: Any) -> Any:
@@ -205,11 +207,12 @@ class StructuredAdversary(keras.layers.Layer):
             field = step if field is None else self.compose(field, step)
             moved = self._applied(originals, field)
             rise = ops.sum(gradients * (moved - current), axis=(1, 2, 3))
-            gain = gain + ops.where(_is_zero(step), 0.0, rise)
+            gain = gain + ops.where(is_zero(step), 0.0, rise)
             current = moved
         if chosen is not None:
             current = ops.scatter_update(images, chosen[:, None], current)
-        return Augmented(current, gain, active, field, chosen)
+        sizes = self.measure(field, drawn)
+        return Augmented(current, gain, active, sizes, field, chosen)
 
     def augment_from_codes(
         self, images: Any, codes: Any, found: Any, size: int, strength: Any = 1.0
@@ -236,7 +239,8 @@ class StructuredAdversary(keras.layers.Layer):
         moved = self._applied(originals, field)
         if chosen is not None:
             moved = ops.scatter_update(images, chosen[:, None], moved)
-        return Augmented(moved, None, active, field, chosen)
+        sizes = self.measure(field, drawn)
+        return Augmented(moved, None, active, sizes, field, chosen)
 
     def check_labels(self, images: Any, labels: Any) -> None:
         """Raises a `NotImplementedError` for labels that would have to move as well."""
@@ -429,7 +433,10 @@ class StructuredAdversary(keras.layers.Layer):
         """Returns images as they came, changed by a field."""
         moved = self._as_came(self.apply(self._channels_last(images), field))
         # A field of zeros is the identity, also where a pixel is not finite.
-        return ops.where(_is_zero(field)[:, None, None, None], images, moved)
+        still = ops.broadcast_to(
+            is_zero(field)[:, None, None, None], ops.shape(images)
+        )  # at full size, because TensorFlow selects slowly where it has to broadcast
+        return ops.where(still, images, moved)
 
     def _channels_last(self, x: Any) -> Any:
         if self.data_format == "channels_first":
@@ -446,7 +453,8 @@ def _is_python_data(x: Any) -> bool:
     return isinstance(x, (list, tuple, numbers.Number))
 
 
-def _is_zero(field: Any) -> Any:
+def is_zero(field: Any) -> Any:
+    """Returns, for each field, whether it is zero everywhere, bool, (batch,)."""
     return ops.all(field == 0, axis=(1, 2, 3))
 
 
