@@ -25,7 +25,6 @@ DATA = {
     "digits-100": (lambda seed: ksa.datasets.load_digits(100, seed), 60, 3.0),
     "digits-500": (lambda seed: ksa.datasets.load_digits(500, seed), 60, 3.0),
 }
-ROWS = ("none", "random flow", "adversarial flow, fresh", "adversarial flow, reused")
 BATCH = 64
 
 
@@ -59,7 +58,28 @@ def small_cnn(shape: tuple[int, int, int], classes: int) -> keras.Model:
     return model
 
 
-def train(data: str, row: str, seed: int) -> tuple[keras.Model, float]:
+def flow(displacement: float, seed: int, kind: type = ksa.AdversarialFlow):
+    """Returns the layer that all rows share but for what gives its direction."""
+    return kind(max_displacement=displacement, rate=0.5, seed=seed)
+
+
+ROWS = {
+    "none": lambda displacement, seed: [],
+    "random flow": lambda displacement, seed: [
+        ksa.AdversarialTraining(flow(displacement, seed, RandomFlow))
+    ],
+    "adversarial flow, fresh": lambda displacement, seed: [
+        ksa.AdversarialTraining(flow(displacement, seed))
+    ],
+    "adversarial flow, reused": lambda displacement, seed: [
+        ksa.AdversarialTraining(flow(displacement, seed), gradient="reuse")
+    ],
+}
+
+
+def train(
+    data: str, row: str, seed: int, rows: dict = ROWS
+) -> tuple[keras.Model, float]:
     """Returns a trained model and its test accuracy.
 
     Seeds set the split, the initial weights, the order of the batches and the fields;
@@ -75,26 +95,21 @@ def train(data: str, row: str, seed: int) -> tuple[keras.Model, float]:
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
     )
-    callbacks = []
-    if row != "none":
-        kind = RandomFlow if row == "random flow" else ksa.AdversarialFlow
-        layer = kind(max_displacement=displacement, rate=0.5, seed=seed)
-        gradient = "reuse" if row.endswith("reused") else "fresh"
-        callbacks.append(ksa.AdversarialTraining(layer, gradient=gradient))
+    callbacks = rows[row](displacement, seed)
     model.fit(x, y, BATCH, epochs, verbose=0, callbacks=callbacks)
     return model, model.evaluate(x_test, y_test, 1024, verbose=0)[1]
 
 
-def report(data: str, accuracy: dict[str, np.ndarray]) -> None:
-    """Prints the rows of one data set, each against the other ones."""
-    seeds = len(accuracy["none"])
+def report(data: str, accuracy: dict[str, np.ndarray], bases: tuple[str, ...]) -> None:
+    """Prints the rows of one data set, and their paired differences to some of them."""
+    seeds = len(accuracy[bases[0]])
     print(f"\n{data}, {seeds} seeds: mean test accuracy ± standard error")
-    print("| augmentation | accuracy | minus none | minus random flow |")
-    print("|---|---|---|---|")
+    print("| augmentation | accuracy | " + " | ".join(f"minus {b}" for b in bases), "|")
+    print("|---|---|" + "---|" * len(bases))
     for row, values in accuracy.items():
         cells = [mean_and_error(values, "{:.4f}")]
-        for base in ("none", "random flow"):
-            if row in ("none", base):
+        for base in bases:
+            if row in (bases[0], base):
                 cells.append("")
             else:
                 cells.append(mean_and_error(values - accuracy[base], "{:+.4f}"))
@@ -152,9 +167,24 @@ def one_thread() -> None:
     tf.config.threading.set_inter_op_parallelism_threads(1)
 
 
-def accuracy_of(job: tuple[str, str, int]) -> tuple[tuple[str, str, int], float]:
-    """Returns a job, `(data, row, seed)`, and its test accuracy."""
-    return job, train(*job)[1]
+def accuracy_of(job: tuple[str, str, int], rows: dict = ROWS) -> float:
+    """Returns the test accuracy of a job, `(data, row, seed)`."""
+    return train(*job, rows)[1]
+
+
+def run(jobs: list[tuple[str, str, int]], measure=accuracy_of) -> dict:
+    """Returns the accuracy of each job, on all the cores, with a progress bar."""
+    results = {}
+    progress = keras.utils.Progbar(len(jobs), unit_name="training")
+    with concurrent.futures.ProcessPoolExecutor(
+        max_workers=min(os.cpu_count() or 1, len(jobs)),
+        mp_context=multiprocessing.get_context("spawn"),  # TensorFlow does not fork
+        initializer=one_thread,
+    ) as pool:
+        for job, accuracy in zip(jobs, pool.map(measure, jobs)):
+            results[job] = accuracy
+            progress.update(len(results))
+    return results
 
 
 def main() -> None:
@@ -172,22 +202,13 @@ def main() -> None:
         for seed in range(seeds)
         for row in ROWS
     ]
-    results = {}
-    progress = keras.utils.Progbar(len(jobs), unit_name="training")
-    with concurrent.futures.ProcessPoolExecutor(
-        max_workers=min(os.cpu_count() or 1, len(jobs)),
-        mp_context=multiprocessing.get_context("spawn"),  # TensorFlow does not fork
-        initializer=one_thread,
-    ) as pool:
-        for job, accuracy in pool.map(accuracy_of, jobs):
-            results[job] = accuracy
-            progress.update(len(results))
+    results = run(jobs)
     for data, seeds in zip(options.data, options.seeds):
         accuracy = {
             row: np.array([results[data, row, seed] for seed in range(seeds)])
             for row in ROWS
         }
-        report(data, accuracy)
+        report(data, accuracy, ("none", "random flow"))
     if options.picture:
         print()
         draw(options.picture)

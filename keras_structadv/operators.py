@@ -3,7 +3,7 @@
 from typing import Any
 
 import numpy as np
-from keras import backend, ops
+from keras import backend
 
 from keras_structadv.differences import forward_difference, forward_difference_adjoint
 
@@ -102,7 +102,3 @@ class ScreenedPoisson:
         matrix = np.zeros((self.size, self.size))
         matrix[rows, columns] = values
         return matrix
-
-    def residual(self, planes: Any, rhs: Any) -> Any:
-        """Returns `rhs - A planes`, same shape."""
-        return ops.subtract(rhs, self.matvec(planes))

@@ -47,9 +47,9 @@ COMMON = {
 }
 # Each stage imports only from the stages before it.
 STAGES = [
-    {"differences", "dct", "warp", "gradients", "datasets"},
-    {"operators", "gradient_store"},
-    {"solvers"},
+    {"differences", "dct", "warp", "losses", "datasets"},
+    {"operators", "gradients"},
+    {"solvers", "gradient_store"},
     {"flow"},
     {"layers", "layers.base", "visualization"},
     {"layers.adversarial_flow"},

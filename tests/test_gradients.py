@@ -5,7 +5,6 @@ from conftest import small_model
 from keras import layers, ops
 
 import keras_structadv as ksa
-from keras_structadv.gradients import most_confident_wrong, random_wrong
 
 
 def gradients_of(model, images, labels=None, **kwargs):
@@ -211,22 +210,6 @@ def test_targets_descend(images, labels, one_hot):
         -gradients_of(model, images, runner_up, **arguments),
         atol=1e-7,
     )
-
-
-def test_wrong_labels_are_wrong():
-    predictions = np.array([[5.0, 1.0, 2.0], [0.0, 9.0, -1.0], [-3.0, -2.0, -9.0]])
-    labels = np.array([0, 1, 2])
-    np.testing.assert_array_equal(most_confident_wrong(labels, predictions), [2, 0, 1])
-    one_hot = np.eye(3)
-    np.testing.assert_array_equal(most_confident_wrong(one_hot, predictions), [2, 0, 1])
-    many = np.zeros(3000, int)
-    drawn = np.asarray(random_wrong(many, np.zeros((3000, 4)), seed=1))
-    counts = np.bincount(drawn, minlength=4)
-    assert counts[0] == 0
-    assert np.all(np.abs(counts[1:] - 1000) < 120)
-    binary = np.array([[0.0], [1.0]])
-    for choose in (most_confident_wrong, random_wrong):
-        np.testing.assert_array_equal(choose(binary, np.full((2, 1), 0.7)), [[1], [0]])
 
 
 @pytest.mark.parametrize(

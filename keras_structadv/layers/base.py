@@ -11,11 +11,12 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_structadv.gradients import check_length, per_image_gradients, random_wrong
+from keras_structadv.gradients import per_image_gradients
+from keras_structadv.losses import TARGETS, check_length, random_wrong
 
 _KEYS = ("images", "labels", "targets")
 _FIELD_KEYS = ("segmentation_masks", "bounding_boxes", "keypoints")
-_TARGETS = (None, "most_confident_wrong", "random")
+_TARGETS = (None, *TARGETS)
 
 
 class Augmented(NamedTuple):

@@ -1,0 +1,115 @@
+"""Whether reused gradients get better by what one would try first.
+
+Every variant against the plain form, on digits with 200 training images; seeds, and so
+splits, other than those of the table in the README.
+
+    python -m benchmarks.reuse_variants [--seeds 20] [--data digits]
+"""
+
+import argparse
+
+import keras
+import numpy as np
+from keras import ops
+
+import keras_structadv as ksa
+from benchmarks.demo import DATA, accuracy_of, flow, report, run
+
+FIRST_SEED = 100
+
+
+class Averaged(ksa.GradientStore):
+    """Adds each new code to a part of the one that was there."""
+
+    def __init__(self, kept: float, **kwargs):
+        super().__init__(**kwargs)
+        self.kept = kept
+
+    def write(self, keys, codes):
+        """Keeps `codes + kept * old`, at its old peak of one."""
+        mixed = codes + self.kept * self.read(keys)[0]
+        peak = ops.max(ops.abs(mixed), axis=1, keepdims=True)
+        super().write(keys, ops.divide_no_nan(mixed, peak))
+
+
+class HalfUpdated(ksa.GradientStore):
+    """Updates a random half of the images that it knows, and all that it does not."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.seed_generator = keras.random.SeedGenerator(0)
+
+    def write(self, keys, codes):
+        """Writes zeros, which are left out, for those that stay as they are."""
+        draw = keras.random.uniform(ops.shape(codes)[:1], seed=self.seed_generator)
+        keep = (draw < 0.5) & self.read(keys)[1]
+        super().write(keys, ops.where(keep[:, None], 0.0, codes))
+
+
+class HalfRandom(ksa.AdversarialFlow):
+    """Mixes a random direction of the same band and length into each code."""
+
+    def decode(self, images, codes, size, strength):
+        """Returns the flow of the mean of the code and the random one."""
+        noise = keras.random.normal(ops.shape(codes), seed=self.seed_generator)
+        length = ops.norm(codes, axis=1, keepdims=True)
+        noise = noise * ops.divide_no_nan(
+            length, ops.norm(noise, axis=1, keepdims=True)
+        )
+        return super().decode(images, codes + noise, size, strength)
+
+
+class BandLimitedRandom(ksa.AdversarialFlow):
+    """The control of the same band: a random code in the place of the stored one."""
+
+    def decode(self, images, codes, size, strength):
+        """Returns a random flow where a code was found."""
+        noise = keras.random.normal(ops.shape(codes), seed=self.seed_generator)
+        found = ops.any(codes != 0, axis=1, keepdims=True)
+        return super().decode(images, ops.where(found, noise, 0.0), size, strength)
+
+
+def reuse(store=ksa.GradientStore, kind=ksa.AdversarialFlow):
+    """Returns a row: a function that makes the callbacks."""
+
+    def callbacks(displacement, seed):
+        layer = flow(displacement, seed, kind)
+        return [ksa.AdversarialTraining(layer, gradient=store())]
+
+    return callbacks
+
+
+ROWS = {
+    "reused, k = 8": reuse(),
+    "k = 4": reuse(lambda: ksa.GradientStore(size=4)),
+    "k = 6": reuse(lambda: ksa.GradientStore(size=6)),
+    "k = 12": reuse(lambda: ksa.GradientStore(size=12)),
+    "averaged over epochs, 0.5": reuse(lambda: Averaged(0.5)),
+    "averaged over epochs, 0.9": reuse(lambda: Averaged(0.9)),
+    "half of the images updated": reuse(HalfUpdated),
+    "half random": reuse(kind=HalfRandom),
+    "random code of the same band": reuse(kind=BandLimitedRandom),
+}
+
+
+def measure(job):
+    """Returns the test accuracy of a job."""
+    return accuracy_of(job, ROWS)
+
+
+def main() -> None:
+    """Trains and prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--data", default="digits", choices=DATA)
+    options = parser.parse_args()
+    seeds = range(FIRST_SEED, FIRST_SEED + options.seeds)
+    results = run([(options.data, row, s) for s in seeds for row in ROWS], measure)
+    accuracy = {
+        row: np.array([results[options.data, row, s] for s in seeds]) for row in ROWS
+    }
+    report(options.data, accuracy, ("reused, k = 8",))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from keras_structadv.losses import (
+    as_labels,
+    most_confident_wrong,
+    most_likely,
+    only_entry,
+    per_image_loss,
+    random_wrong,
+)
+
+MODEL = keras.Sequential(name="host")
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        keras.losses.SparseCategoricalCrossentropy(reduction="sum"),
+        keras.losses.SparseCategoricalCrossentropy(ignore_class=1),
+    ],
+)
+@pytest.mark.parametrize("shape", [(5,), (5, 4, 3)])
+def test_it_is_the_loss_of_each_image_alone(loss, shape):
+    rng = np.random.default_rng(0)
+    predictions = rng.uniform(0.1, 1, (*shape, 6)).astype("float32")
+    labels = rng.integers(0, 6, shape)
+    alone = [loss(labels[k : k + 1], predictions[k : k + 1]) for k in range(5)]
+    if loss.get_config().get("ignore_class") is not None:
+        # Keras divides by the pixels that count; here every image divides by all.
+        counted = (labels != 1).reshape(5, -1).mean(axis=1)
+        alone = np.nan_to_num(np.stack(alone)) * counted
+    actual = per_image_loss(MODEL, loss)(labels, predictions)
+    np.testing.assert_allclose(actual, np.stack(alone), rtol=1e-5)
+    assert loss.reduction is not None
+
+
+def test_functions_and_names_of_losses():
+    y, p = np.array([[1.0], [0.0]]), np.array([[0.7], [0.4]], "float32")
+    expected = -np.log([0.7, 0.6])
+    for loss in ("binary_crossentropy", "crossentropy", "ce"):
+        for labels in (y, y[:, 0]):
+            actual = per_image_loss(MODEL, loss)(labels, p)
+            np.testing.assert_allclose(actual, expected, rtol=1e-5)
+    mean = per_image_loss(MODEL, lambda y, p: ops.mean(ops.square(y - p)))(y, p)
+    np.testing.assert_allclose(mean, [0.125, 0.125], rtol=1e-5)
+
+
+def test_labels_take_the_form_of_others():
+    logits = np.zeros((2, 3), "float32")
+    loss = per_image_loss(MODEL, "categorical_crossentropy")
+    sparse = per_image_loss(MODEL, "sparse_categorical_crossentropy")
+    ids, one_hot = np.array([2, 0]), np.eye(3)[[2, 0]]
+    for given in (ids, one_hot):
+        np.testing.assert_array_equal(as_labels(given, logits, loss), one_hot)
+        np.testing.assert_array_equal(as_labels(given, logits, sparse), ids)
+        like = np.zeros((2, 1), "uint8")
+        labels = ops.convert_to_numpy(as_labels(given, logits, loss, like=like))
+        assert labels.shape == (2, 1) and labels.dtype == np.uint8
+        np.testing.assert_array_equal(labels[:, 0], ids)
+        like = np.zeros((2, 3), "float16")
+        labels = ops.convert_to_numpy(as_labels(given, logits, sparse, like=like))
+        assert labels.dtype == np.float16
+        np.testing.assert_array_equal(labels, one_hot)
+
+
+def test_the_most_likely_label():
+    predictions = np.array([[0.2, 0.9, 0.6], [0.8, 0.1, 0.2]])
+    several = per_image_loss(MODEL, "binary_crossentropy")
+    np.testing.assert_array_equal(
+        most_likely(predictions, several), [[0, 1, 1], [1, 0, 0]]
+    )
+    one = per_image_loss(MODEL, "sparse_categorical_crossentropy")
+    np.testing.assert_array_equal(most_likely(predictions, one), [1, 0])
+    logits = per_image_loss(MODEL, keras.losses.BinaryCrossentropy(from_logits=True))
+    np.testing.assert_array_equal(
+        most_likely(np.array([[0.2], [-0.2]]), logits), [[1], [0]]
+    )
+    with pytest.raises(ValueError, match="no labels.*Pass labels"):
+        most_likely(predictions[:, :1], per_image_loss(MODEL, "mse"))
+
+
+def test_the_only_entry():
+    assert only_entry([3]) == only_entry({"a": (3,)}) == only_entry(3) == 3
+    assert only_entry([1, 2]) == [1, 2]
+
+
+def test_wrong_labels_are_wrong():
+    predictions = np.array([[5.0, 1.0, 2.0], [0.0, 9.0, -1.0], [-3.0, -2.0, -9.0]])
+    labels = np.array([0, 1, 2])
+    np.testing.assert_array_equal(most_confident_wrong(labels, predictions), [2, 0, 1])
+    one_hot = np.eye(3)
+    np.testing.assert_array_equal(most_confident_wrong(one_hot, predictions), [2, 0, 1])
+    many = np.zeros(3000, int)
+    drawn = np.asarray(random_wrong(many, np.zeros((3000, 4)), seed=1))
+    counts = np.bincount(drawn, minlength=4)
+    assert counts[0] == 0
+    assert np.all(np.abs(counts[1:] - 1000) < 120)
+    binary = np.array([[0.0], [1.0]])
+    for choose in (most_confident_wrong, random_wrong):
+        np.testing.assert_array_equal(choose(binary, np.full((2, 1), 0.7)), [[1], [0]])
