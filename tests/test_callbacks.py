@@ -615,6 +615,15 @@ def test_a_few_frequencies_hold_most_of_the_flow(trained):
     assert agreement[2] > 0.99
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "float64"])
+def test_every_dtype_of_images_can_be_reused(images, labels, dtype):
+    model = build("sequential")
+    given = (images * 255).astype(dtype)
+    fit = {"batch_size": 2, "epochs": 2, "verbose": 0}
+    history = model.fit(given, labels, **fit, callbacks=[reuse(layer())]).history
+    assert history["gradient_hit_rate"] == [0, 1]
+
+
 def test_history_tells_the_hits_and_the_displacement(images, labels):
     model = build("sequential")
     layer = ksa.AdversarialFlow(max_displacement=(0.7, 0.7), rate=0.5)

@@ -267,8 +267,7 @@ class StructuredAdversary(keras.layers.Layer):
 
     def code_length(self, images: Any, size: int) -> int:
         """Returns how many numbers the code of one of these images has."""
-        images = self._channels_last(images[:1])
-        return self.encode(images, images, size).shape[1]
+        return self.code_of(images[:1], images[:1], size).shape[1]
 
     def code_of(self, images: Any, gradients: Any, size: int) -> Any:
         """Returns the code of each gradient, (batch, length); layout as the images."""
