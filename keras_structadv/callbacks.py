@@ -223,6 +223,11 @@ class AdversarialTraining(keras.callbacks.Callback):
             if isinstance(images, dict) and set(images) == {"images", "ids"}:
                 structure, ids = images["images"], images["ids"]
                 images = structure
+                if not backend.is_int_dtype(backend.standardize_dtype(ids.dtype)):
+                    raise ValueError(
+                        f"Received ids of dtype {ids.dtype}. Pass one integer for each "
+                        "image."
+                    )
             if len(keras.tree.flatten(images)) == 1:
                 (images,) = keras.tree.flatten(images)
             if not hasattr(images, "shape") or len(images.shape) != 4:

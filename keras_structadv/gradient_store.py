@@ -1,6 +1,7 @@
 """A store of gradients, one short code for each image, found by the image's content."""
 
 import functools
+import math
 import os
 import pathlib
 import tempfile
@@ -190,11 +191,16 @@ def fingerprint(images: Any, value_range: tuple[float, float] = (0, 255)) -> Any
     Returns:
         keys: float32, (batch, 4), whole numbers in [0, 2**16).
     """
-    size = int(np.prod(images.shape[1:]))
-    if backend.is_float_dtype(backend.standardize_dtype(images.dtype)):
+    dtype = backend.standardize_dtype(images.dtype)
+    if backend.is_float_dtype(dtype):
         low, high = value_range
         images = ops.cast(images, "float32") * ((2**24 - 1) / (high - low))
+    size = math.prod(images.shape[1:])
     values = ops.reshape(ops.cast(images, "int32"), (-1, size))
+    if dtype in ("int64", "uint64"):  # the upper halves as well
+        upper = ops.reshape(ops.right_shift(images, 32), (-1, size))
+        values = ops.concatenate([values, ops.cast(upper, "int32")], axis=1)
+        size *= 2
     parts = []
     for weights in _weights(size):
         total = ops.sum(values * weights, axis=1)

@@ -697,11 +697,18 @@ def test_images_that_are_new_each_epoch_are_warned_of_once(images, labels):
     assert len(ours) == 1
 
 
-def test_ids_find_images_that_change(images, labels):
-    model = build("subclassed")
+@pytest.mark.parametrize("kind", ["sequential", "functional", "subclassed"])
+def test_ids_find_images_that_change(kind, images, labels):
+    model = build(kind)
     data = noisy(images, labels).map(lambda x, y, i: ({"images": x, "ids": i}, y))
     history = model.fit(data, epochs=2, verbose=0, callbacks=[reuse(layer())]).history
     assert history["gradient_hit_rate"] == [0, 1]
+
+
+def test_ids_that_are_no_integers_are_named(images, labels):
+    x = {"images": images, "ids": np.linspace(0, 1, 6)}
+    with pytest.raises(ValueError, match="ids of dtype.*one integer"):
+        build("subclassed").fit(x, labels, verbose=0, callbacks=[reuse(layer())])
 
 
 def test_random_layers_inside_the_model(images, labels):

@@ -173,6 +173,12 @@ def test_the_smallest_change_changes_the_fingerprint(dtype, value_range, step):
     assert len(np.unique(keys, axis=0)) == 193
 
 
+def test_large_ids_are_told_apart():
+    ids = np.int64([5, 5 + 2**32, 5 + 2**40, -5, 5 - 2**63])
+    keys = numpy(fingerprint(ops.convert_to_tensor(ids[:, None])))
+    assert len(np.unique(keys, axis=0)) == 5
+
+
 def test_the_fingerprint_spreads_over_the_sets():
     digits = np.concatenate([x for x, _ in ksa.datasets.load_digits()])
     keys = numpy(fingerprint(digits.astype("float32"))).astype(int)
