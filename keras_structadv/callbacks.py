@@ -2,6 +2,7 @@
 
 import pathlib
 import warnings
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,12 @@ import keras
 from keras import backend, ops
 
 from keras_structadv.gradient_store import GradientStore, fingerprint
-from keras_structadv.gradients import fused, replaced, step_with_gradients
+from keras_structadv.gradients import (
+    fused,
+    is_distributed,
+    replaced,
+    step_with_gradients,
+)
 from keras_structadv.layers.base import Augmented, StructuredAdversary
 
 _FEW_HITS = 0.01
@@ -39,7 +45,8 @@ class AdversarialTraining(keras.callbacks.Callback):
 
     - `adversarial_loss_gain`: the mean, over the images that were changed, of the
       first-order rise of the loss, `<gradient, augmented - image>`; with
-      `gradient="reuse"` by the gradient at the augmented image;
+      `gradient="reuse"` by the gradient at the augmented image, with its sample weight,
+      for a loss that is a mean over the batch;
     - `mean_displacement`: the mean of their longest displacements, in pixels;
     - `gradient_hit_rate`, with `gradient="reuse"`: the fraction of the images for which
       a gradient was found.
@@ -110,6 +117,7 @@ class AdversarialTraining(keras.callbacks.Callback):
         self._strength = None
         self._metrics = {}
         self._binding = layer.binding
+        self._trained = None
         self._in_step = False
         self._epochs = 0
 
@@ -136,13 +144,13 @@ class AdversarialTraining(keras.callbacks.Callback):
         if self._binding.model is not model:
             self.layer.bind(model)
         self._epochs = 0
+        if self._reuses:
+            self._prepare_store()
         if self._strength is None:
             self._strength = keras.Variable(1.0, trainable=False, name="strength")
             names = ["adversarial_loss_gain", self.layer.measure_name]
             names += ["gradient_hit_rate"] if self._reuses else []
             self._metrics = {name: keras.metrics.Mean(name=name) for name in names}
-        if self._reuses and self._backup and self._backup.exists():
-            self._store.load(self._backup)
         # The compiled function has the step; the model gets its own back.
         step = self.augmented(model.train_step)
         with replaced(model, "train_step", step):
@@ -150,14 +158,18 @@ class AdversarialTraining(keras.callbacks.Callback):
         augmented_function = model.train_function
 
         def train_function(iterator: Any) -> Any:
-            if not self._in_step:
-                # A `fit` was interrupted before `on_train_end`, and this is another
-                # one, without this callback.
+            if self._in_step:
+                self._in_step = False
+                return augmented_function(iterator)
+            # Not a batch of this `fit`: `train_on_batch` in another callback, or a
+            # later `fit` without this one, if this one was interrupted.
+            if not plain_function:
                 model.make_train_function(force=True)
-                return model.train_function(iterator)
-            self._in_step = False
-            return augmented_function(iterator)
+                plain_function.append(model.train_function)
+                model.train_function = train_function
+            return plain_function[0](iterator)
 
+        plain_function = []
         train_function.fit_parameters = self.params
         model.train_function = train_function
 
@@ -181,7 +193,7 @@ class AdversarialTraining(keras.callbacks.Callback):
         """Saves the store beside the model, and looks whether it is of any use."""
         if not self._reuses:
             return
-        if self._backup:
+        if self._backup and self._store.built:
             self._store.save(self._backup)
         self._epochs += 1
         if self._epochs == 2 and (
@@ -192,7 +204,8 @@ class AdversarialTraining(keras.callbacks.Callback):
                 "gradient could be reused. Images that are changed at random before "
                 "they reach the model are new in each epoch: move those layers into "
                 'the model, give "ids" with the images, or pass gradient="fresh". If '
-                "there are more images than places, pass a larger GradientStore.",
+                "there are more images than places, pass a larger GradientStore. If an "
+                "epoch is but a part of the data, this may pass.",
                 stacklevel=2,
             )
 
@@ -201,7 +214,7 @@ class AdversarialTraining(keras.callbacks.Callback):
         self._in_step = False
         self.model.train_function = None
         self.layer.binding = self._binding
-        if self._reuses and self._backup:
+        if self._reuses and self._backup and self._store.delete_checkpoint:
             self._backup.unlink(missing_ok=True)
 
     @property
@@ -212,6 +225,27 @@ class AdversarialTraining(keras.callbacks.Callback):
     def _backup(self) -> pathlib.Path | None:
         folder = self._store.backup_dir
         return None if folder is None else pathlib.Path(folder, "gradient_store.npz")
+
+    def _prepare_store(self) -> None:
+        """Fits the store to the model that is going to be trained."""
+        model = self.model
+        if is_distributed(model):
+            raise NotImplementedError(
+                "Gradients cannot be reused under a distribution strategy yet. Pass "
+                'gradient="fresh".'
+            )
+        self.layer.check_reuse()
+        if self._trained is not None and self._trained() is not model:
+            self._store.clear()
+        self._trained = weakref.ref(model)
+        if self._backup and self._backup.exists():
+            self._store.load(self._backup)
+        # Where the size of the images is known, the table is made before the step is
+        # traced, which otherwise would be traced once more for it.
+        shape = getattr(model, "input_shape", None)
+        if isinstance(shape, tuple) and len(shape) == 4 and None not in shape[1:]:
+            zeros = ops.zeros((1, *shape[1:]))
+            self._store.build(self.layer.code_length(zeros, self._store.size))
 
     def augmented(self, train_step: Callable[[Any], Any]) -> Callable[[Any], Any]:
         """Returns the train step with the augmentation before it."""
@@ -272,11 +306,17 @@ class AdversarialTraining(keras.callbacks.Callback):
     ) -> tuple[Any, Augmented]:
         """Returns the logs of a step on images changed by the gradients of the last."""
         store, layer = self._store, self.layer
+        if None in images.shape[1:]:
+            raise ValueError(
+                f"Received images of shape {tuple(images.shape)}. Their size must be "
+                "known when the step is compiled: resize or crop, and set the static "
+                "shape."
+            )
         store.build(layer.code_length(images, store.size))
 
         def find(images: Any, ids: Any) -> tuple[Any, Any, Any]:
             if ids is None:
-                keys = fingerprint(images, layer.value_range)
+                keys = fingerprint(images)
             else:
                 keys = fingerprint(ops.reshape(ids, (-1, 1)))
             return keys, *store.read(keys)

@@ -2,6 +2,7 @@
 
 import functools
 import math
+import numbers
 import os
 import pathlib
 import tempfile
@@ -11,7 +12,7 @@ import keras
 import numpy as np
 from keras import backend, ops
 
-from keras_structadv.gradients import read_rows, write_rows
+from keras_structadv.gradients import bits, read_rows, write_rows
 
 _WAYS = 4
 
@@ -27,13 +28,19 @@ class GradientStore:
     given up. Choose a capacity of twice the number of training images: then about one
     image in forty finds its place taken.
 
+    What it holds outlasts `fit`, so that a model can be trained on. A callback empties
+    its store when it is given another model; do not share a store yourself between
+    models that must not know of each other.
+
     Args:
-        capacity: number of places, a multiple of 4, >= 4.
+        capacity: number of places, rounded up to a multiple of 4.
         size: k; the k x k lowest cosine coefficients of each component are kept. A
             place of `AdversarialFlow` takes `4 * size**2 + 16` bytes.
-        backup_dir: `None`, or the `backup_dir` of `keras.callbacks.BackupAndRestore`:
-            the store is then saved there after each epoch, read when a run resumes,
-            and removed when it ends.
+        backup_dir: `None`, or the `backup_dir` of `keras.callbacks.BackupAndRestore`, a
+            local folder: the store is saved there after each epoch, read when a run
+            resumes, and removed when it ends.
+        delete_checkpoint: `False` to leave the saved store when the run ends, as the
+            argument of `BackupAndRestore`.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -44,16 +51,15 @@ class GradientStore:
         capacity: int = 65536,
         size: int = 8,
         backup_dir: str | os.PathLike | None = None,
+        delete_checkpoint: bool = True,
     ):
-        if not isinstance(capacity, int) or capacity < _WAYS or capacity % _WAYS:
-            raise ValueError(
-                f"Received capacity={capacity!r}. Pass a multiple of {_WAYS}."
-            )
-        if not isinstance(size, int) or size < 1:
-            raise ValueError(f"Received size={size!r}. Pass an integer >= 1.")
-        self.capacity = capacity
-        self.size = size
+        for name, value in (("capacity", capacity), ("size", size)):
+            if not isinstance(value, numbers.Integral) or value < 1:
+                raise ValueError(f"Received {name}={value!r}. Pass an integer >= 1.")
+        self.capacity = -(-int(capacity) // _WAYS) * _WAYS
+        self.size = int(size)
         self.backup_dir = backup_dir
+        self.delete_checkpoint = delete_checkpoint
         self._keys = None
         self._codes = None
 
@@ -68,7 +74,8 @@ class GradientStore:
             if self._codes.shape[1] != length:
                 raise ValueError(
                     f"The store holds codes of {self._codes.shape[1]} numbers, and "
-                    f"{length} are needed. Use a store of its own for each layer."
+                    f"{length} are needed: it was made with another `size`, for "
+                    "smaller images or for another layer. Use a new GradientStore."
                 )
             return
         # One place more than asked for: what shall not be written goes there. Keys are
@@ -85,6 +92,11 @@ class GradientStore:
             dtype="float16",
             name="codes",
         )
+
+    def clear(self) -> None:
+        """Empties the table."""
+        if self.built:
+            self._keys.assign(ops.full_like(self._keys, -1.0))
 
     def read(self, keys: Any) -> tuple[Any, Any]:
         """Returns `(codes, found)` for the keys of a batch.
@@ -177,24 +189,26 @@ class GradientStore:
         return places, ops.all(held == keys[:, None, :], axis=-1)
 
 
-def fingerprint(images: Any, value_range: tuple[float, float] = (0, 255)) -> Any:
+def fingerprint(images: Any) -> Any:
     """Returns a key of 64 bits for the content of each image.
 
-    Two sums of the pixels with random odd weights, modulo 2**32. They are exact, so
-    that they depend neither on the batch nor on how the sum is compiled.
+    Two sums of the pixels, as integers or by their bits, with random odd weights,
+    modulo 2**32. They are exact, so that they depend neither on the batch nor on how
+    the sum is compiled.
 
     Args:
-        images: (batch, ...), the other axes static; float images count in steps of
-            2**-24 of the value range.
-        value_range: the lowest and the highest value of float images.
+        images: float or integer, (batch, ...), the other axes static.
 
     Returns:
         keys: float32, (batch, 4), whole numbers in [0, 2**16).
     """
     dtype = backend.standardize_dtype(images.dtype)
     if backend.is_float_dtype(dtype):
-        low, high = value_range
-        images = ops.cast(images, "float32") * ((2**24 - 1) / (high - low))
+        images = bits(ops.cast(images, "float32") + 0.0)  # -0.0 is 0.0
+        # The lower bits of round numbers are all zero, and a sum modulo 2**32 never
+        # moves anything down.
+        upper = ops.bitwise_and(ops.right_shift(images, 16), 0xFFFF)
+        images = ops.bitwise_xor(images, upper)
     size = math.prod(images.shape[1:])
     values = ops.reshape(ops.cast(images, "int32"), (-1, size))
     if dtype in ("int64", "uint64"):  # the upper halves as well

@@ -4,7 +4,7 @@ The only module that depends on the backend. What a backend has to provide is on
 entry of `_BACKENDS`, a function `(objective, images) -> gradients, extra` for an
 objective that returns `scalar, extra`, with `None` for gradients where the scalar does
 not depend on the images; and, to reuse the gradients of training, what
-`step_with_gradients`, `read_rows` and `write_rows` do.
+`step_with_gradients`, `read_rows`, `write_rows` and `bits` do.
 """
 
 import contextlib
@@ -122,13 +122,7 @@ def per_image_gradients(
         objective, ops.stop_gradient(ops.cast(images, "float32"))
     )
     if gradients is None:
-        warnings.warn(
-            f"The loss of model {model.name!r} does not depend on the images, so that "
-            "their gradient is zero. An integer input (`dtype='uint8'`) is the usual "
-            "cause: make it a float input.",
-            stacklevel=2,
-        )
-        return ops.zeros_like(ops.cast(images, "float32"))
+        return _without_gradient(model, images)
     size = ops.reshape(size / _LOSS_SIZE, (-1,) + (1,) * (len(images.shape) - 1))
     return ops.stop_gradient(gradients * size)
 
@@ -148,7 +142,8 @@ def step_with_gradients(
 
     Returns:
         `(logs, gradients)`: what the step returned; float32, the shape of `images`,
-        the gradient of the loss of the batch, a mean, times the number of images.
+        the gradient of the loss of the batch, with its sample weights, times the number
+        of images: that of each image, if the loss is a mean over the batch.
 
     Raises:
         ValueError: if the step does not call `model.compute_loss` once.
@@ -175,9 +170,24 @@ def step_with_gradients(
         # As the step does it, so that float16 does not lose small gradients, and that
         # the two backward passes are the same.
         loss = model.optimizer.scale_loss(losses[0])
-    gradients = tape.gradient(loss, images, unconnected_gradients="zero")
+    gradients = tape.gradient(loss, images)
+    if gradients is None:
+        return logs, _without_gradient(model, images)
     scale = model.optimizer.scale_loss(1.0) / ops.cast(ops.shape(images)[0], "float32")
     return logs, ops.cast(gradients, "float32") / scale
+
+
+def is_distributed(model: keras.Model) -> bool:
+    """Returns whether a model is trained under a distribution strategy."""
+    strategy = getattr(model, "distribute_strategy", None)
+    return type(strategy).__name__ != "_DefaultDistributionStrategy"
+
+
+def bits(x: Any) -> Any:
+    """Returns the bits of a float32 array as int32, in its shape."""
+    import tensorflow as tf
+
+    return tf.bitcast(x, tf.int32)
 
 
 def read_rows(table: keras.Variable, rows: Any) -> Any:
@@ -237,6 +247,16 @@ def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
         delattr(owner, name)
         if own is not None:
             setattr(owner, name, own)
+
+
+def _without_gradient(model: keras.Model, images: Any) -> Any:
+    warnings.warn(
+        f"The loss of model {model.name!r} does not depend on the images, so that "
+        "their gradient is zero. An integer input (`dtype='uint8'`) is the usual "
+        "cause: make it a float input.",
+        stacklevel=3,
+    )
+    return ops.zeros_like(ops.cast(images, "float32"))
 
 
 class _Inference(keras.layers.Layer):

@@ -26,7 +26,8 @@ SIGNATURES = {
     "AdversarialFlow.call": "(self, images, labels=None, sample_weight=None, "
     "training=True)",
     "AdversarialTraining": "(layer=None, *, gradient='fresh', schedule=None)",
-    "GradientStore": "(capacity=65536, size=8, backup_dir=None)",
+    "GradientStore": "(capacity=65536, size=8, backup_dir=None, "
+    "delete_checkpoint=True)",
     "adversarial_flow": "(images, gradients, *, smoothness=100.0, "
     "max_displacement=2.0, alpha=None, solver='dct')",
     "dense_image_warp": "(images, flow, *, interpolation='bilinear')",

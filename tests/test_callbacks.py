@@ -789,6 +789,94 @@ def test_a_resumed_run_goes_on_with_the_stored_gradients(images, labels, tmp_pat
     assert not (tmp_path / "cut" / "gradient_store.npz").exists()
 
 
+def test_train_on_batch_in_a_callback_is_plain_and_ends_nothing(images, labels):
+    class Extra(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            self.model.train_on_batch(images, labels)
+
+    fit = {"batch_size": 2, "epochs": 3, "verbose": 0}
+    history = (
+        build("sequential")
+        .fit(images, labels, **fit, callbacks=[reuse(layer()), Extra()])
+        .history
+    )
+    assert history["gradient_hit_rate"] == [0, 1, 1]
+
+
+def test_another_model_starts_with_an_empty_store(images, labels):
+    callback = reuse(layer())
+    fit = {"epochs": 2, "verbose": 0, "callbacks": [callback]}
+    first = build("sequential")
+    for model, hits in (
+        (first, [0, 1]),
+        (first, [1, 1]),
+        (build("functional"), [0, 1]),
+    ):
+        history = model.fit(images, labels, **fit).history
+        assert history["gradient_hit_rate"] == hits
+
+
+def test_a_store_without_use_is_no_obstacle(images, labels, tmp_path):
+    store = ksa.GradientStore(64, backup_dir=tmp_path)
+    callback = ksa.AdversarialTraining(layer(rate=0.0), gradient=store)
+    model = Subclassed()
+    model.compile("sgd", loss_from_logits)
+    model.fit(images, labels, verbose=0, callbacks=[callback])
+    assert not list(tmp_path.iterdir())
+    kept = ksa.GradientStore(64, backup_dir=tmp_path, delete_checkpoint=False)
+    callback = ksa.AdversarialTraining(layer(), gradient=kept)
+    build("sequential").fit(images, labels, verbose=0, callbacks=[callback])
+    assert [path.name for path in tmp_path.iterdir()] == ["gradient_store.npz"]
+
+
+def test_integer_inputs_are_warned_of_with_reuse(images, labels):
+    inputs = keras.Input((8, 8, 1), dtype="uint8")
+    x = layers.Flatten()(layers.Rescaling(1 / 255)(inputs))
+    model = keras.Model(inputs, layers.Dense(3)(x))
+    model.compile("sgd", loss_from_logits)
+    given = (images * 255).astype("uint8")
+    with pytest.warns(UserWarning, match="does not depend on the images"):
+        model.fit(given, labels, verbose=0, callbacks=[reuse(layer())])
+
+
+def test_a_step_that_reuses_is_traced_once(images, labels):
+    traces = []
+
+    class Counting(keras.Sequential):
+        def train_step(self, data):
+            traces.append(1)
+            return super().train_step(data)
+
+    model = Counting([keras.Input((8, 8, 1)), layers.Flatten(), layers.Dense(3)])
+    model.compile("sgd", loss_from_logits)
+    model.optimizer.build(model.trainable_variables)
+    fit = {"batch_size": 3, "epochs": 3, "verbose": 0}
+    model.fit(images, labels, **fit, callbacks=[reuse(layer())])
+    assert len(traces) == 1
+
+
+def test_where_gradients_cannot_be_reused_is_named(images, labels):
+    tf = pytest.importorskip("tensorflow")
+    model = build("sequential")
+    bound = layer().bind(model, loss=loss_from_logits)
+    with pytest.raises(ValueError, match='loss=<function.*gradient="fresh"'):
+        model.fit(images, labels, verbose=0, callbacks=[reuse(bound)])
+    with tf.distribute.MirroredStrategy(["/cpu:0"]).scope():
+        model = build("sequential")
+    with pytest.raises(NotImplementedError, match='distribution.*gradient="fresh"'):
+        model.fit(images, labels, verbose=0, callbacks=[reuse(layer())])
+    inputs = keras.Input((None, None, 1))
+    x = layers.GlobalAveragePooling2D()(inputs)
+    model = keras.Model(inputs, layers.Dense(3)(x))
+    model.compile("sgd", loss_from_logits)
+    signature = (tf.TensorSpec((None, None, 8, 1)), tf.TensorSpec((None,), "int64"))
+    data = tf.data.Dataset.from_generator(
+        lambda: [(images, labels)], output_signature=signature
+    )
+    with pytest.raises(ValueError, match="size must be known"):
+        model.fit(data, verbose=0, callbacks=[reuse(layer())])
+
+
 @pytest.mark.parametrize(
     "kwargs,message",
     [

@@ -152,25 +152,33 @@ def test_the_fingerprint_is_exact_however_it_is_computed():
 
 
 @pytest.mark.parametrize(
-    "dtype,value_range,step",
+    "dtype,offset,step",
     [
-        ("uint8", (0, 255), 1),
-        ("int32", (0, 255), 1),
-        ("float32", (0, 255), 1),
-        ("float32", (0, 1), 1 / 255),
-        ("float32", (0, 255), 1 / 255),  # [0, 1] images, value_range left as it is
-        ("float32", (-1, 1), 2 / 255),
-        ("float16", (0, 1), 1 / 255),
+        ("uint8", 0, 1),
+        ("int32", 0, 1),
+        ("int64", 2**40, 1),
+        ("float32", 0, 1),
+        ("float32", 0, 1 / 255),
+        ("float32", -1, 2 / 255),
+        ("float32", 40000, 1),
+        ("float32", 0, 1e-9),
+        ("float16", 0, 1 / 255),
     ],
 )
-def test_the_smallest_change_changes_the_fingerprint(dtype, value_range, step):
+def test_the_smallest_change_changes_the_fingerprint(dtype, offset, step):
     rng = np.random.default_rng(0)
-    image = (rng.integers(0, 200, (1, 8, 8, 3)) * step).astype(dtype)
+    image = (offset + rng.integers(0, 200, (1, 8, 8, 3)) * step).astype(dtype)
     variants = np.tile(image, (193, 1, 1, 1)).reshape(193, -1)
     for k in range(192):
         variants[k + 1, k] += np.asarray(step, dtype)
-    keys = numpy(fingerprint(variants.reshape(193, 8, 8, 3), value_range))
+    variants = ops.convert_to_tensor(variants.reshape(193, 8, 8, 3))
+    keys = numpy(fingerprint(variants))
     assert len(np.unique(keys, axis=0)) == 193
+
+
+def test_minus_zero_is_zero():
+    zeros = np.zeros((1, 4), "float32")
+    np.testing.assert_array_equal(fingerprint(zeros), fingerprint(-zeros))
 
 
 def test_large_ids_are_told_apart():
@@ -191,6 +199,19 @@ def test_the_fingerprint_spreads_over_the_sets():
 # Saved and read again.
 
 
+def test_a_capacity_is_rounded_up():
+    assert ksa.GradientStore(3594).capacity == 3596
+    assert ksa.GradientStore(np.int64(64)).capacity == 64
+
+
+def test_an_emptied_store_finds_nothing():
+    store = store_of()
+    store.write(keys_of([3, 1, 4]), codes_of([3, 1, 4]))
+    store.clear()
+    codes, found = store.read(keys_of([3, 1, 4]))
+    assert not numpy(found).any() and not numpy(codes).any()
+
+
 def test_saving_and_loading(tmp_path):
     store = store_of()
     store.write(keys_of([3, 1, 4]), codes_of([3, 1, 4]))
@@ -207,7 +228,7 @@ def test_saving_and_loading(tmp_path):
 @pytest.mark.parametrize(
     "kwargs,message",
     [
-        ({"capacity": 30}, "capacity=30.*multiple of 4"),
+        ({"capacity": 30.5}, "capacity=30.5"),
         ({"capacity": 0}, "capacity=0"),
         ({"size": 0}, "size=0"),
     ],

@@ -258,10 +258,11 @@ class StructuredAdversary(keras.layers.Layer):
 
     def check_reuse(self) -> None:
         """Raises a `ValueError` where the gradient of training cannot serve."""
-        if self.target is not None or self.steps > 1 or self.loss is not None:
+        loss = self.loss if self.binding.loss is None else self.binding.loss
+        if self.target is not None or self.steps > 1 or loss is not None:
             raise ValueError(
                 f"Received a layer with target={self.target!r}, steps={self.steps} and "
-                f"loss={self.loss!r}. A reused gradient is the one of the training "
+                f"loss={loss!r}. A reused gradient is the one of the training "
                 'loss, taken once: leave these arguments, or pass gradient="fresh".'
             )
 
