@@ -3,7 +3,7 @@
 A small ResNet on 32x32x3 images, batch 128; every variant in turn in one process, the
 median over the rounds of its ratio to the plain step of the same round.
 
-    python -m benchmarks.step_overhead [--rounds N]
+    python -m benchmarks.step_overhead [--rounds N] [--only SUBSTRING]
 """
 
 import argparse
@@ -83,13 +83,15 @@ def variants() -> dict:
     }
 
 
-def measure(jit_compile: bool, rounds: int) -> dict[str, np.ndarray]:
+def measure(jit_compile: bool, rounds: int, only: str) -> dict[str, np.ndarray]:
     """Returns the seconds of each variant that runs, in each round."""
     rng = np.random.default_rng(0)
     images = tf.constant(rng.uniform(0, 255, (BATCH, 32, 32, 3)), "float32")
     labels = tf.constant(rng.integers(0, 10, BATCH))
     calls = {}
     for name, step in variants().items():
+        if only not in name and name not in ("plain", "gradient only"):
+            continue
         compiled = tf.function(step, jit_compile=jit_compile)
         try:
             compiled(images, labels)
@@ -106,11 +108,13 @@ def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=20)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--only", default="", help="steps whose name contains it")
+    options = parser.parse_args()
+    rounds = options.rounds
     print(f"\n{machine()}; batch {BATCH}, 32x32x3")
     print(f"Ratio within a round: median of {rounds} rounds (quartile range)")
     for jit_compile in (False, True):
-        seconds = measure(jit_compile, rounds)
+        seconds = measure(jit_compile, rounds, options.only)
         plain = ratios(seconds, "plain")
         gradient = ratios(seconds, "gradient only")
         print(
