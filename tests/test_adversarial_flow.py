@@ -1,3 +1,5 @@
+import json
+
 import keras
 import numpy as np
 import pytest
@@ -435,6 +437,10 @@ def test_config_round_trip():
     for name in set(arguments) - {"loss", "dtype"}:
         assert getattr(again, name) == arguments[name], name
     assert again.compute_dtype == "float16"
+    numbers = ksa.AdversarialFlow(
+        np.float32(2), smoothness=np.int64(3), rate=np.float32(0.5), steps=np.int64(2)
+    )
+    assert '"smoothness": 3.0' in json.dumps(numbers.get_config())
     default = ksa.AdversarialFlow()
     assert ksa.AdversarialFlow.from_config(default.get_config()).rate == 0.5
 

@@ -74,10 +74,12 @@ class AdversarialFlow(StructuredAdversary):
     ):
         super().__init__(**common)
         check_flow_arguments(smoothness, alpha, solver)
-        self.max_displacement = max_displacement
-        self._displacement_range = _range("max_displacement", max_displacement)
-        self.smoothness = smoothness
-        self.alpha = alpha
+        low, high = _range("max_displacement", max_displacement)
+        self._displacement_range = (low, high)
+        pair = isinstance(max_displacement, (tuple, list))
+        self.max_displacement = (low, high) if pair else high
+        self.smoothness = float(smoothness)
+        self.alpha = None if alpha is None else float(alpha)
         self.solver = solver
 
     def draw_strength(self, count: Any) -> Any:

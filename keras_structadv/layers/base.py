@@ -89,9 +89,9 @@ class StructuredAdversary(keras.layers.Layer):
             )
         if not isinstance(steps, numbers.Integral) or steps < 1 or steps is True:
             raise ValueError(f"Received steps={steps!r}. Pass an integer >= 1.")
-        self.rate = rate
+        self.rate = float(rate)
         self.target = target
-        self.steps = steps
+        self.steps = int(steps)
         self.loss = loss
         self.value_range = _pair("value_range", value_range)
         self.seed = seed
@@ -258,7 +258,7 @@ class StructuredAdversary(keras.layers.Layer):
 
     def check_reuse(self) -> None:
         """Raises a `ValueError` where the gradient of training cannot serve."""
-        loss = self.loss if self.binding.loss is None else self.binding.loss
+        loss = self._loss_in_use
         if self.target is not None or self.steps > 1 or loss is not None:
             raise ValueError(
                 f"Received a layer with target={self.target!r}, steps={self.steps} and "
@@ -289,8 +289,9 @@ class StructuredAdversary(keras.layers.Layer):
         target = self.target if targets is None else targets
         if isinstance(target, str) and target == "random":
             target = functools.partial(random_wrong, seed=self.seed_generator)
-        loss = self.loss if self.binding.loss is None else self.binding.loss
-        return per_image_gradients(model, images, labels, loss=loss, target=target)
+        return per_image_gradients(
+            model, images, labels, loss=self._loss_in_use, target=target
+        )
 
     def __call__(self, images: Any, *args: Any, **kwargs: Any) -> Any:
         """Returns what `call` returns; keys that it does not know are not touched."""
@@ -389,6 +390,11 @@ class StructuredAdversary(keras.layers.Layer):
             loss = keras.saving.deserialize_keras_object(config["loss"])
             config = {**config, "loss": loss}
         return super().from_config(config)
+
+    @property
+    def _loss_in_use(self) -> Any:
+        """The loss that overrides the model's own, `None` if none does."""
+        return self.loss if self.binding.loss is None else self.binding.loss
 
     def _augment_data(self, data: dict, training: bool) -> Any:
         images, labels, targets = (data.get(key) for key in _KEYS)
