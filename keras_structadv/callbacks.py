@@ -340,7 +340,5 @@ class AdversarialTraining(keras.callbacks.Callback):
         logs, gradients = step_with_gradients(self.model, plain_step, augmented.images)
         rise = keep(keys, images, augmented.images, gradients)
         self._metrics["gradient_hit_rate"].update_state(found)
-        if augmented.chosen is not None:
-            rise = ops.take(rise, augmented.chosen, axis=0)
         rise = ops.where(augmented.active > 0, rise, 0.0)
         return logs, augmented._replace(gain=rise)

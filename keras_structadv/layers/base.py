@@ -231,17 +231,18 @@ class StructuredAdversary(keras.layers.Layer):
             An `Augmented` without a gain.
         """
         images = ops.cast(images, "float32")
-        chosen, active = self._choose(images)
-        pick = (lambda x: x) if chosen is None else _picker(chosen)
-        originals = pick(images)
-        active = active * ops.cast(pick(found), "float32")
-        drawn = strength * active * self.draw_strength(ops.shape(originals)[0])
-        field = self.decode(self._channels_last(originals), pick(codes), size, drawn)
-        moved = self._applied(originals, field)
+        active = ops.cast(found, "float32")
+        chosen, picked = self._choose(images)
         if chosen is not None:
-            moved = ops.scatter_update(images, chosen[:, None], moved)
-        sizes = self.measure(field, drawn)
-        return Augmented(moved, None, active, sizes, field, chosen)
+            # All images are moved, some of them by nothing: no gradient is saved by
+            # picking some, and picking and putting back costs more than moving.
+            none = ops.zeros_like(active)
+            picked = ops.scatter_update(none, chosen[:, None], picked)
+        active = active * picked
+        drawn = strength * active * self.draw_strength(ops.shape(images)[0])
+        field = self.decode(self._channels_last(images), codes, size, drawn)
+        moved = self._applied(images, field)
+        return Augmented(moved, None, active, self.measure(field, drawn), field, None)
 
     def check_labels(self, images: Any, labels: Any) -> None:
         """Raises a `NotImplementedError` for labels that would have to move as well."""
