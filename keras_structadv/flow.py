@@ -1,14 +1,18 @@
 """From the gradient of the loss to a smooth adversarial flow."""
 
-import numbers
 from typing import Any
 
 import keras
-import numpy as np
 from keras import ops
 
 from keras_structadv.dct import laplacian_eigenvalues, low_dct2, low_idct2
 from keras_structadv.differences import central_difference, forward_difference
+from keras_structadv.fields import (
+    check_images,
+    check_number,
+    limit_of,
+    normalized,
+)
 from keras_structadv.operators import ScreenedPoisson
 from keras_structadv.solvers import SOLVERS
 
@@ -58,7 +62,7 @@ def adversarial_flow(
     """
     images = ops.convert_to_tensor(images, "float32")
     gradients = ops.convert_to_tensor(gradients, "float32")
-    _check_images(images, gradients)
+    check_images(images, gradients)
     return flow_from_rhs(
         flow_rhs(images, gradients),
         smoothness=smoothness,
@@ -109,9 +113,8 @@ def flow_from_rhs(
         ValueError: if an argument is out of its range.
     """
     check_flow_arguments(smoothness, alpha, solver)
-    _check_displacement(max_displacement)
     height, width = rhs.shape[2:]
-    rhs, peak = _normalized(rhs)
+    rhs, peak = normalized(rhs)
     rhs = ops.reshape(rhs, (-1, height, width))
     solution = SOLVERS[solver](ScreenedPoisson(height, width, smoothness), rhs)
     flow = -ops.reshape(solution, (-1, 2, height, width))
@@ -133,7 +136,7 @@ def flow_code(images: Any, gradients: Any, size: int) -> Any:
         float32, (batch, 2, min(k, height), min(k, width)), in [-1, 1]; zero where the
         gradient is zero or not finite.
     """
-    coefficients, _ = _normalized(low_dct2(flow_rhs(images, gradients), size))
+    coefficients, _ = normalized(low_dct2(flow_rhs(images, gradients), size))
     return coefficients
 
 
@@ -224,27 +227,12 @@ def folded_fraction(flow: Any) -> Any:
 
 def check_flow_arguments(smoothness: float, alpha: float | None, solver: str) -> None:
     """Raises a `ValueError` that names the argument that is out of its range."""
-    if not isinstance(smoothness, numbers.Real) or not 0 <= smoothness <= 1e30:
-        raise ValueError(
-            f"Received smoothness={smoothness!r}. Pass a number in [0, 1e30], in "
-            "squared pixels."
-        )
-    if alpha is not None and not (isinstance(alpha, numbers.Real) and 0 < alpha):
-        raise ValueError(
-            f"Received alpha={alpha!r}. Pass a number > 0, or None to scale each flow "
-            "to `max_displacement`."
-        )
+    check_number("smoothness", smoothness, advice=", in squared pixels")
+    if alpha is not None:
+        advice = ", or None to scale each flow to `max_displacement`"
+        check_number("alpha", alpha, positive=True, advice=advice)
     if solver not in SOLVERS:
         raise ValueError(f"Received solver={solver!r}. Pass one of {list(SOLVERS)}.")
-
-
-def _normalized(rhs: Any) -> tuple[Any, Any]:
-    """Returns the planes of each image over their peak, and the peaks."""
-    finite = ops.all(ops.isfinite(rhs), axis=(1, 2, 3), keepdims=True)
-    rhs = ops.where(finite, rhs, 0.0)
-    # Gradients may be as small as 1e-30, whose squares float32 does not hold.
-    peak = ops.max(ops.abs(rhs), axis=(1, 2, 3), keepdims=True)
-    return ops.divide_no_nan(rhs, peak), peak
 
 
 def _limited(flow: Any, max_displacement: Any, scale: Any = None) -> Any:
@@ -253,46 +241,7 @@ def _limited(flow: Any, max_displacement: Any, scale: Any = None) -> Any:
     With a `scale`, the flow is multiplied by it, and only limited.
     """
     longest = ops.sqrt(ops.max(ops.sum(ops.square(flow), axis=1), axis=(1, 2)))
-    limit = ops.convert_to_tensor(max_displacement, "float32")
-    if len(limit.shape) > 1 or (
-        len(limit.shape) == 1
-        and None not in (limit.shape[0], flow.shape[0])
-        and limit.shape[0] != flow.shape[0]
-    ):
-        raise ValueError(
-            f"Received max_displacement of shape {tuple(limit.shape)} for "
-            f"{flow.shape[0]} images. Pass a number, or one for each image."
-        )
-    limit = ops.divide_no_nan(limit, longest)[:, None, None, None]
+    limit = limit_of("max_displacement", max_displacement, flow, "in pixels")
+    limit = ops.divide_no_nan(limit, longest[:, None, None, None])
     flow = flow * (limit if scale is None else ops.minimum(limit, scale))
     return ops.stack([flow[:, 0], flow[:, 1]], axis=-1)
-
-
-def _check_displacement(max_displacement: Any) -> None:
-    if isinstance(max_displacement, (int, float, list, tuple, np.ndarray)):
-        values = np.asarray(max_displacement, "float64")
-        if not np.all((values >= 0) & (values < np.inf)):
-            raise ValueError(
-                f"Received max_displacement={max_displacement!r}. Pass finite numbers "
-                ">= 0, in pixels."
-            )
-
-
-def _check_images(images: Any, gradients: Any) -> None:
-    if len(images.shape) != 4:
-        raise ValueError(
-            f"Received images of shape {tuple(images.shape)}. Pass a batch of shape "
-            "(batch, height, width, channels)."
-        )
-    if images.shape[1] is None or images.shape[2] is None:
-        raise ValueError(
-            f"Received images of shape {tuple(images.shape)}. Height and width must be "
-            "known when the graph is built: resize or crop, and set the static shape."
-        )
-    if len(gradients.shape) != 4 or any(
-        None not in (a, b) and a != b for a, b in zip(images.shape, gradients.shape)
-    ):
-        raise ValueError(
-            f"Received gradients of shape {tuple(gradients.shape)} for images of shape "
-            f"{tuple(images.shape)}. The two shapes must be equal."
-        )

@@ -1,14 +1,20 @@
 """Solvers for `A x = rhs`, for a whole batch of right-hand sides at once."""
 
 import functools
+import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+import keras
 import numpy as np
 from keras import ops
 
-from keras_structadv.dct import solve_screened_poisson
-from keras_structadv.operators import ScreenedPoisson
+from keras_structadv.dct import (
+    dct_matrix,
+    laplacian_eigenvalues,
+    solve_screened_poisson,
+)
+from keras_structadv.operators import EdgePreserving, ScreenedPoisson
 
 DENSE_LIMIT = 2**30
 
@@ -19,10 +25,13 @@ class SolveInfo(NamedTuple):
     Attributes:
         iterations: int32, (batch,), the iterations until that system stopped.
         residual: float32, (batch,), `|rhs - A x| / |rhs|` as the solver tracked it.
+        error: float32, (batch,), the relative error in the energy norm that is compared
+            with `rtol`.
     """
 
     iterations: Any
     residual: Any
+    error: Any
 
 
 def conjugate_gradients(
@@ -32,39 +41,50 @@ def conjugate_gradients(
     preconditioner: Callable[[Any], Any] | None = None,
     rtol: float = 1e-6,
     max_iterations: int = 1000,
+    batch_axis: Literal[0, -1] = 0,
 ) -> tuple[Any, SolveInfo]:
     """Returns the solutions of `A x = rhs` for every system of a batch.
 
-    Each system stops by itself once `|rhs - A x| <= rtol * |rhs|`; the loop ends
-    when all have stopped. A system whose right-hand side is zero gets zero.
+    Each system stops by itself, and the loop ends when all have stopped. A system whose
+    right-hand side is zero gets zero.
+
+    The k-th iteration brings the energy `<x, A x>` nearer to that of the solution by
+    `alpha_k <r_k, z_k>`. A system stops once an iteration brings less than `rtol²` of
+    the energy so far: then the relative error in the energy norm was about `rtol`
+    before that iteration. The size of the residual says less here, because the least
+    of it lies where the error is largest.
 
     Args:
         matvec: applies the symmetric positive definite operator to the whole batch.
-        rhs: float32, (batch, ...), one system for each entry of the first axis.
+        rhs: float32, one system for each entry of `batch_axis`.
         preconditioner: applies an approximate inverse, symmetric positive definite;
             `None` for none.
-        rtol: relative residual at which a system stops.
+        rtol: relative error in the energy norm at which a system stops.
         max_iterations: upper bound for all systems.
+        batch_axis: the axis along which the systems lie, the first or the last.
 
     Returns:
         `(x, info)`: float32, the shape of `rhs`, and a `SolveInfo`.
 
     Reference: Saad, Iterative Methods for Sparse Linear Systems, 2nd ed.,
-        algorithm 9.1.
+        algorithm 9.1; the error: Hestenes and Stiefel (1952), theorem 6:1.
     """
     precondition = preconditioner or (lambda r: r)
-    axes = tuple(range(1, len(rhs.shape)))
-
-    def dot(a: Any, b: Any) -> Any:
-        return ops.sum(a * b, axis=axes, keepdims=True)
-
-    norm2 = dot(rhs, rhs)
-    threshold = rtol**2 * norm2
+    dot = functools.partial(_dot, batch_axis=batch_axis)
 
     def unfinished(active: Any, *_: Any) -> Any:
         return ops.any(active)
 
-    def step(active: Any, x: Any, r: Any, p: Any, rz: Any, iterations: Any) -> tuple:
+    def step(
+        active: Any,
+        x: Any,
+        r: Any,
+        p: Any,
+        rz: Any,
+        energy: Any,
+        gain: Any,
+        iterations: Any,
+    ) -> tuple:
         ap = matvec(p)
         alpha = ops.where(active, ops.divide_no_nan(rz, dot(p, ap)), 0.0)  # line 3
         x = x + alpha * p  # line 4
@@ -72,28 +92,208 @@ def conjugate_gradients(
         z = precondition(r)
         rz_next = dot(r, z)
         beta = ops.divide_no_nan(rz_next, rz)  # line 7
-        p = ops.where(active, z + beta * p, p)  # line 8
-        rz = ops.where(active, rz_next, rz)
+        p = z + beta * p  # line 8; where alpha is zero from now on, of no effect
+        gain = ops.where(active, alpha * rz, gain)
+        energy = ops.where(active, energy + gain, energy)
         iterations = iterations + ops.cast(active, "int32")
-        return active & (dot(r, r) > threshold), x, r, p, rz, iterations
+        active = active & (gain > rtol**2 * energy)
+        return active, x, r, p, rz_next, energy, gain, iterations
 
     z = precondition(rhs)
-    active = norm2 > 0
-    _, x, r, _, _, iterations = ops.while_loop(
+    rz = dot(rhs, z)
+    none = ops.zeros_like(rz)
+    _, x, r, _, _, energy, gain, iterations = ops.while_loop(
         unfinished,
         step,
         (
-            active,
+            rz > 0,
             ops.zeros_like(rhs),
             rhs,
             z,
-            dot(rhs, z),
-            ops.cast(norm2 * 0, "int32"),
+            rz,
+            none,
+            none,
+            ops.cast(none, "int32"),
         ),
         maximum_iterations=max_iterations,
     )
-    residual = ops.sqrt(ops.divide_no_nan(dot(r, r), norm2))
-    return x, SolveInfo(ops.squeeze(iterations, axes), ops.squeeze(residual, axes))
+    residual = ops.sqrt(ops.divide_no_nan(dot(r, r), dot(rhs, rhs)))
+    error = ops.sqrt(ops.divide_no_nan(gain, energy))
+    iterations, residual, error = (
+        ops.reshape(v, (-1,)) for v in (iterations, residual, error)
+    )
+    return x, SolveInfo(iterations, residual, error)
+
+
+def _dot(a: Any, b: Any, batch_axis: int) -> Any:
+    """Returns `<a, b>` for each system, of length one along the other axes."""
+    axes = tuple(range(1, len(a.shape)))
+    if batch_axis == 0:
+        return ops.sum(a * b, axis=axes, keepdims=True)
+    # XLA sums along outer axes four times as fast where it is told to add slices.
+    size, batch = math.prod(a.shape[:-1]), ops.shape(a)[-1]
+    folds = math.gcd(size, 16)
+    a, b = (ops.reshape(v, (folds, size // folds, batch)) for v in (a, b))
+    total = ops.sum(sum(a[i] * b[i] for i in range(folds)), axis=0)
+    return ops.reshape(total, (1,) * len(axes) + (batch,))
+
+
+def edge_preserving_preconditioner(operator: EdgePreserving) -> Callable[[Any], Any]:
+    """Returns an approximate inverse of the operator in two levels.
+
+    The coarse level is the solve of `mean_weight * P + damping * I` on the lower half
+    of the frequencies along each axis, by cosine transforms; the fine level divides by
+    the diagonal, which sees every edge. The full transform needs as many iterations and
+    almost three times the operations; an exact solve with the ties as weights, in its
+    place, saves no iteration either.
+    """
+    height, width = operator.height, operator.width
+    rows, columns = -(-height // 2), -(-width // 2)
+    down, right = dct_matrix(height)[:rows], dct_matrix(width)[:columns]
+    eigenvalues = laplacian_eigenvalues(height, width)[:rows, :columns, None, None]
+    coarse = 1 / (operator.damping + operator.mean_weight() * eigenvalues)
+    fine = 1 / operator.diagonal()
+
+    def apply(residual: Any) -> Any:
+        batch = ops.shape(residual)[-1]
+        lines = operator.channels * batch
+        low = ops.matmul(down, ops.reshape(residual, (height, width * lines)))
+        low = ops.matmul(right, ops.reshape(low, (rows, width, lines)))
+        low = ops.reshape(low, (rows, columns, operator.channels, batch)) * coarse
+        low = ops.matmul(right.T, ops.reshape(low, (rows, columns, lines)))
+        low = ops.matmul(down.T, ops.reshape(low, (rows, width * lines)))
+        return ops.reshape(low, ops.shape(residual)) + fine * residual
+
+    return apply
+
+
+def solve_edge_preserving(
+    operator: EdgePreserving, rhs: Any, *, rtol: float = 0.1, max_iterations: int = 50
+) -> tuple[Any, SolveInfo]:
+    """Returns the solution of `A x = rhs` for the images of an operator.
+
+    Args:
+        operator: the edge-preserving operator of a batch of images.
+        rhs: float32, (batch, height, width, channels).
+        rtol: relative error in the energy norm; see `conjugate_gradients`.
+        max_iterations: upper bound for all images.
+
+    Returns:
+        `(x, info)`: float32, the shape of `rhs`, and a `SolveInfo`.
+    """
+    solution, info = conjugate_gradients(
+        operator.matvec,
+        ops.transpose(rhs, (1, 2, 3, 0)),
+        preconditioner=edge_preserving_preconditioner(operator),
+        rtol=rtol,
+        max_iterations=max_iterations,
+        batch_axis=-1,
+    )
+    return ops.transpose(solution, (3, 0, 1, 2)), info
+
+
+def smallest_eigenpairs(
+    operator: EdgePreserving,
+    rank: int,
+    *,
+    blocks: int = 6,
+    rtol: float = 1e-3,
+    max_iterations: int = 200,
+) -> tuple[Any, Any]:
+    """Returns the smallest eigenvalues and their eigenvectors, for a batch of images.
+
+    A block of a few more vectors than are wanted is multiplied by the inverse of the
+    operator again and again, by conjugate gradients; the eigenvectors are sought in the
+    span of all the blocks (block Lanczos, with full orthogonalization). That takes some
+    hundred products with the operator, and four products with the block as memory.
+
+    Args:
+        operator: the edge-preserving operator of a batch of images.
+        rank: k, the number of eigenpairs, at most C N.
+        blocks: number of products with the inverse.
+        rtol: of each of these solves; see `conjugate_gradients`.
+        max_iterations: of each of these solves.
+
+    Returns:
+        `(values, vectors)`: float32, (batch, k), ascending, and
+        (batch, height, width, channels, k), of length one.
+
+    Raises:
+        ValueError: if an image has less than k unknowns.
+
+    Reference: Golub and Underwood (1977), The block Lanczos method for computing
+        eigenvalues.
+    """
+    if rank > operator.size:
+        raise ValueError(
+            f"Received rank={rank} for images of {operator.size} values. Pass at most "
+            "that."
+        )
+    width = min(rank + 4, operator.size)
+    wide = operator.repeated(width)
+    precondition = edge_preserving_preconditioner(wide)
+    shape = (operator.height, operator.width, operator.channels, -1)
+
+    def product(function: Callable[[Any], Any], vectors: Any) -> Any:
+        fields = ops.reshape(vectors, shape)
+        return ops.reshape(function(fields), (operator.size, -1, width))
+
+    def inverse(fields: Any) -> Any:
+        return conjugate_gradients(
+            wide.matvec,
+            fields,
+            preconditioner=precondition,
+            rtol=rtol,
+            max_iterations=max_iterations,
+            batch_axis=-1,
+        )[0]
+
+    batch = ops.shape(wide.ties[0])[-1] // width
+    start = keras.random.normal((operator.size, 1, width), seed=0)
+    start = ops.broadcast_to(start, (operator.size, batch, width))
+    basis = _orthonormal(product(precondition, start))
+    images = [product(wide.matvec, basis)]
+    newest = basis
+    for _ in range(blocks):
+        newest = _orthonormal(product(inverse, newest), basis)
+        images.append(product(wide.matvec, newest))
+        basis = ops.concatenate([basis, newest], axis=-1)
+    projected = ops.einsum("nbp,nbq->bpq", basis, ops.concatenate(images, axis=-1))
+    # Columns that were found to depend on the others are zero: to the end of the list.
+    empty = ops.cast(ops.einsum("nbp,nbp->bp", basis, basis) < 0.5, "float32")
+    projected = (projected + ops.swapaxes(projected, 1, 2)) / 2
+    projected = projected + 1e3 * empty[:, None, :] * np.eye(
+        basis.shape[-1], dtype="float32"
+    )
+    values, small = ops.eigh(projected)
+    vectors = ops.einsum("nbp,bpq->bnq", basis, small[:, :, :rank])
+    return values[:, :rank], ops.reshape(vectors, (-1, *shape[:3], rank))
+
+
+def _orthonormal(vectors: Any, basis: Any = None) -> Any:
+    """Returns an orthonormal basis of what vectors add to the span of another basis.
+
+    Args:
+        vectors: float32, (size, batch, p).
+        basis: float32, (size, batch, q), orthonormal.
+
+    Returns:
+        float32, the shape of `vectors`; columns that add nothing are zero.
+
+    Reference: Stathopoulos and Wu (2002), A block orthogonalization procedure with
+        constant synchronization requirements.
+    """
+    for _ in range(3):  # in float32, once is not enough
+        if basis is not None:
+            known = ops.einsum("nbp,nbq->bpq", basis, vectors)
+            vectors = vectors - ops.einsum("nbp,bpq->nbq", basis, known)
+        length = ops.sqrt(ops.sum(ops.square(vectors), axis=0, keepdims=True))
+        vectors = ops.divide_no_nan(vectors, length)
+        gram = ops.einsum("nbp,nbq->bpq", vectors, vectors)
+        values, rotation = ops.eigh(gram)
+        scale = ops.where(values > 1e-6 * values[:, -1:], ops.rsqrt(values), 0.0)
+        vectors = ops.einsum("nbp,bpq->nbq", vectors, rotation * scale[:, None, :])
+    return vectors
 
 
 def solve_dct(operator: ScreenedPoisson, rhs: Any) -> Any:
