@@ -1,9 +1,10 @@
 """Adversarial augmentation inside `model.fit`."""
 
+import itertools
 import pathlib
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -46,14 +47,19 @@ class AdversarialTraining(keras.callbacks.Callback):
     - `adversarial_loss_gain`: the mean, over the images that were changed, of the
       first-order rise of the loss, `<gradient, augmented - image>`; with
       `gradient="reuse"` by the gradient at the augmented image, with its sample weight,
-      for a loss that is a mean over the batch;
-    - `mean_displacement`: the mean of their longest displacements, in pixels;
+      for a loss that is a mean over the batch; with several layers, the mean over what
+      each of them changed;
+    - `mean_displacement`, with an `AdversarialFlow`: the mean of their longest
+      displacements, in pixels;
+    - `mean_magnitude`, with an `AdversarialRecoloring`: the mean of the sizes of their
+      perturbations, as fractions of the value range;
     - `gradient_hit_rate`, with `gradient="reuse"`: the fraction of the images for which
       a gradient was found.
 
     Args:
-        layer: the layer that augments, e.g. `AdversarialFlow()`. It is bound to the
-            model that is trained until the training ends.
+        layer: the layer that augments, e.g. `AdversarialFlow()`, or a list of layers,
+            each of which takes the images as the one before it leaves them. They are
+            bound to the model that is trained until the training ends.
         gradient: `"fresh"`, `"reuse"`, or a `GradientStore` to reuse them with another
             capacity, or beside `keras.callbacks.BackupAndRestore`.
         schedule: a function from the epoch, counted from 0, to a factor in [0, 1] on
@@ -80,7 +86,7 @@ class AdversarialTraining(keras.callbacks.Callback):
 
     def __init__(
         self,
-        layer: StructuredAdversary | None = None,
+        layer: StructuredAdversary | Sequence[StructuredAdversary] | None = None,
         *,
         gradient: str | GradientStore = "fresh",
         schedule: Callable[[int], float] | None = None,
@@ -91,10 +97,16 @@ class AdversarialTraining(keras.callbacks.Callback):
                 "Received no layer. Finding the layers inside the model comes in a "
                 "later release: pass one, AdversarialTraining(AdversarialFlow())."
             )
-        if not isinstance(layer, StructuredAdversary):
+        layers = tuple(layer) if isinstance(layer, (list, tuple)) else (layer,)
+        if not layers or not all(isinstance(x, StructuredAdversary) for x in layers):
             raise ValueError(
                 f"Received layer={layer!r}. Pass an adversarial layer such as "
-                "AdversarialFlow()."
+                "AdversarialFlow(), or a list of them."
+            )
+        if len({id(x) for x in layers}) < len(layers):
+            raise ValueError(
+                f"Received layer={layer!r}, in which one layer occurs twice. Pass two "
+                "layers, or one with steps=2."
             )
         if not isinstance(gradient, GradientStore) and gradient not in (
             "fresh",
@@ -105,18 +117,20 @@ class AdversarialTraining(keras.callbacks.Callback):
                 "GradientStore."
             )
         if gradient != "fresh":
-            layer.check_reuse()
+            for one in layers:
+                one.check_reuse()
         if schedule is not None and not callable(schedule):
             raise ValueError(
                 f"Received schedule={schedule!r}. Pass a function of the epoch."
             )
-        self.layer = layer
+        self.layers = layers
         self.gradient = gradient
         self.schedule = schedule
         self._store = GradientStore() if gradient == "reuse" else gradient
         self._strength = None
         self._metrics = {}
-        self._binding = layer.binding
+        self._extremes = ()
+        self._bindings = ()
         self._trained = None
         self._in_step = False
         self._epochs = 0
@@ -129,28 +143,32 @@ class AdversarialTraining(keras.callbacks.Callback):
                 'yet. Set KERAS_BACKEND="tensorflow".'
             )
         model = self.model
-        if any(layer is self.layer for layer in model.layers):
-            raise NotImplementedError(
-                f"Layer {self.layer.name!r} is a layer of the model itself, and would "
-                "act twice. Driving the layers of a model comes in a later release: "
-                "leave the layer out of the model."
-            )
+        for layer in self.layers:
+            if any(layer is other for other in model.layers):
+                raise NotImplementedError(
+                    f"Layer {layer.name!r} is a layer of the model itself, and would "
+                    "act twice. Driving the layers of a model comes in a later "
+                    "release: leave the layer out of the model."
+                )
         # `fit` gives one dict of parameters to all of its callbacks.
         if getattr(model.train_function, "fit_parameters", None) is self.params:
             raise ValueError(
-                "Received two AdversarialTraining callbacks in one `fit`. Pass one."
+                "Received two AdversarialTraining callbacks in one `fit`. Pass one, "
+                "with a list of layers."
             )
-        self._binding = self.layer.binding
-        if self._binding.model is not model:
-            self.layer.bind(model)
+        self._bindings = tuple(layer.binding for layer in self.layers)
+        for layer in self.layers:
+            if layer.binding.model is not model:
+                layer.bind(model)
         self._epochs = 0
         if self._reuses:
             self._prepare_store()
         if self._strength is None:
             self._strength = keras.Variable(1.0, trainable=False, name="strength")
-            names = ["adversarial_loss_gain", self.layer.measure_name]
+            names = ["adversarial_loss_gain", *(x.measure_name for x in self.layers)]
             names += ["gradient_hit_rate"] if self._reuses else []
             self._metrics = {name: keras.metrics.Mean(name=name) for name in names}
+            self._extremes = (keras.metrics.Mean(), keras.metrics.Mean())
         # The compiled function has the step; the model gets its own back.
         step = self.augmented(model.train_step)
         with replaced(model, "train_step", step):
@@ -189,6 +207,12 @@ class AdversarialTraining(keras.callbacks.Callback):
         """Allows the next call of the train function to augment."""
         self._in_step = True
 
+    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
+        """Looks whether the first images are in the range that the layers expect."""
+        for layer in self.layers:
+            if layer.checks_values:
+                layer.check_values(*(float(x.result()) for x in self._extremes))
+
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         """Saves the store beside the model, and looks whether it is of any use."""
         if not self._reuses:
@@ -213,7 +237,8 @@ class AdversarialTraining(keras.callbacks.Callback):
         """Gives the model its plain train step back."""
         self._in_step = False
         self.model.train_function = None
-        self.layer.binding = self._binding
+        for layer, binding in zip(self.layers, self._bindings):
+            layer.binding = binding
         if self._reuses and self._backup and self._store.delete_checkpoint:
             self._backup.unlink(missing_ok=True)
 
@@ -234,7 +259,8 @@ class AdversarialTraining(keras.callbacks.Callback):
                 "Gradients cannot be reused under a distribution strategy yet. Pass "
                 'gradient="fresh".'
             )
-        self.layer.check_reuse()
+        for layer in self.layers:
+            layer.check_reuse()
         if self._trained is not None and self._trained() is not model:
             self._store.clear()
         self._trained = weakref.ref(model)
@@ -244,56 +270,41 @@ class AdversarialTraining(keras.callbacks.Callback):
         # traced, which otherwise would be traced once more for it.
         shape = getattr(model, "input_shape", None)
         if isinstance(shape, tuple) and len(shape) == 4 and None not in shape[1:]:
-            zeros = ops.zeros((1, *shape[1:]))
-            self._store.build(self.layer.code_length(zeros, self._store.size))
+            self._build_store(ops.zeros((1, *shape[1:])))
+
+    def _build_store(self, images: Any) -> list[int]:
+        """Makes the table for such images, and returns the length of each code."""
+        size = self._store.size
+        lengths = [layer.code_length(images, size) for layer in self.layers]
+        self._store.build(sum(lengths))
+        return lengths
 
     def augmented(self, train_step: Callable[[Any], Any]) -> Callable[[Any], Any]:
         """Returns the train step with the augmentation before it."""
 
         def augmented_step(data: Any) -> Any:
-            images, labels, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-            ids = None
-            structure = images
-            if isinstance(images, dict) and set(images) == {"images", "ids"}:
-                structure, ids = images["images"], images["ids"]
-                images = structure
-                if not backend.is_int_dtype(backend.standardize_dtype(ids.dtype)):
-                    raise ValueError(
-                        f"Received ids of dtype {ids.dtype}. Pass one integer for each "
-                        "image."
-                    )
-            if len(keras.tree.flatten(images)) == 1:
-                (images,) = keras.tree.flatten(images)
-            if not hasattr(images, "shape") or len(images.shape) != 4:
-                raise ValueError(
-                    "AdversarialTraining augments models with one input, images of "
-                    "rank 4. Received: "
-                    f"{keras.tree.map_structure(lambda x: x.shape, images)}."
-                )
+            images, extra, repack = self._unpack(data)
+            _, labels, _ = keras.utils.unpack_x_y_sample_weight(data)
+            for layer in self.layers:
+                if not keras.tree.is_nested(labels):
+                    layer.check_labels(images, labels)
+            self._look_at(images)
 
             def plain_step(images: Any) -> Any:
-                images = ops.cast(images, self.layer.compute_dtype)
-                x = keras.tree.pack_sequence_as(structure, [images])
-                return train_step(
-                    keras.utils.pack_x_y_sample_weight(x, labels, sample_weight)
-                )
+                images = ops.cast(images, self.layers[0].compute_dtype)
+                return train_step(repack(images))
 
-            if not keras.tree.is_nested(labels):
-                self.layer.check_labels(images, labels)
-            if self.layer.rate == 0:
-                logs, augmented = train_step(data), None
-            elif self._reuses:
-                logs, augmented = self._reusing_step(plain_step, images, ids)
+            if self._reuses:
+                logs = self._reusing_step(plain_step, images, extra)
             else:
-                augmented = self.layer.augment(images, labels, strength=self._strength)
-                logs = plain_step(augmented.images)
-            if augmented is not None:
-                self._metrics["adversarial_loss_gain"].update_state(
-                    augmented.gain, sample_weight=augmented.active
-                )
-                self._metrics[self.layer.measure_name].update_state(
-                    augmented.sizes, sample_weight=augmented.active
-                )
+                for layer in self.layers:
+                    if layer.rate > 0:
+                        augmented = layer.augment(
+                            images, labels, None, self._strength, _for(layer, extra)
+                        )
+                        self._count(layer, augmented)
+                        images = augmented.images
+                logs = plain_step(images)
             if isinstance(logs, dict):
                 means = {name: m.result() for name, m in self._metrics.items()}
                 logs = {**logs, **means}
@@ -301,18 +312,63 @@ class AdversarialTraining(keras.callbacks.Callback):
 
         return augmented_step
 
+    def _unpack(self, data: Any) -> tuple[Any, dict, Callable[[Any], Any]]:
+        """Returns the images, what came beside them, and how to pack them again."""
+        x, labels, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        extra = {}
+        known = {"ids"}.union(*(layer.extra_keys for layer in self.layers))
+        if isinstance(x, dict) and "images" in x and known >= set(x) - {"images"}:
+            extra = {key: value for key, value in x.items() if key != "images"}
+            x = x["images"] if extra else x
+        leaves = keras.tree.flatten(x)
+        images = leaves[0]
+        if len(leaves) != 1 or len(getattr(images, "shape", ())) != 4:
+            raise ValueError(
+                "AdversarialTraining augments models with one input, images of rank "
+                f"4. Received: {keras.tree.map_structure(lambda v: v.shape, x)}."
+            )
+        ids = extra.get("ids")
+        if ids is not None and not backend.is_int_dtype(
+            backend.standardize_dtype(ids.dtype)
+        ):
+            raise ValueError(
+                f"Received ids of dtype {ids.dtype}. Pass one integer for each image."
+            )
+
+        def repack(images: Any) -> Any:
+            inputs = keras.tree.pack_sequence_as(x, [images])
+            return keras.utils.pack_x_y_sample_weight(inputs, labels, sample_weight)
+
+        return images, extra, repack
+
+    def _look_at(self, images: Any) -> None:
+        """Notes the extremes of some images, for a layer that has yet to see them."""
+        if any(layer.uses_value_range for layer in self.layers):
+            some = ops.cast(images[:8], "float32")
+            for metric, extreme in zip(self._extremes, (ops.min, ops.max)):
+                metric.update_state(extreme(some))
+
+    def _count(self, layer: StructuredAdversary, augmented: Augmented) -> None:
+        """Adds what a layer did to the means of the epoch."""
+        for name, values in (
+            ("adversarial_loss_gain", augmented.gain),
+            (layer.measure_name, augmented.sizes),
+        ):
+            self._metrics[name].update_state(values, sample_weight=augmented.active)
+
     def _reusing_step(
-        self, plain_step: Callable[[Any], Any], images: Any, ids: Any
-    ) -> tuple[Any, Augmented]:
+        self, plain_step: Callable[[Any], Any], images: Any, extra: dict
+    ) -> Any:
         """Returns the logs of a step on images changed by the gradients of the last."""
-        store, layer = self._store, self.layer
+        store = self._store
         if None in images.shape[1:]:
             raise ValueError(
                 f"Received images of shape {tuple(images.shape)}. Their size must be "
                 "known when the step is compiled: resize or crop, and set the static "
                 "shape."
             )
-        store.build(layer.code_length(images, store.size))
+        lengths = self._build_store(images)
+        ends = list(itertools.accumulate(lengths))
 
         def find(images: Any, ids: Any) -> tuple[Any, Any, Any]:
             if ids is None:
@@ -321,24 +377,40 @@ class AdversarialTraining(keras.callbacks.Callback):
                 keys = fingerprint(ops.reshape(ids, (-1, 1)))
             return keys, *store.read(keys)
 
-        def change(images: Any, codes: Any, found: Any) -> Augmented:
-            return layer.augment_from_codes(
-                images, codes, found, store.size, self._strength
-            )
+        def change(images: Any, codes: Any, found: Any, extra: dict) -> list:
+            done = []
+            for layer, end, length in zip(self.layers, ends, lengths):
+                code = codes[:, end - length : end]
+                augmented = layer.augment_from_codes(
+                    images, code, found, store.size, self._strength, _for(layer, extra)
+                )
+                images = augmented.images
+                done.append(augmented)
+            return done
 
-        def keep(keys: Any, images: Any, changed: Any, gradients: Any) -> Any:
-            store.write(keys, layer.code_of(changed, gradients, store.size))
-            return ops.sum(gradients * (changed - images), axis=(1, 2, 3))
+        def keep(keys: Any, stages: list, gradients: Any) -> list:
+            codes = [
+                layer.code_of(stages[-1], gradients, store.size)
+                for layer in self.layers
+            ]
+            store.write(keys, ops.concatenate(codes, axis=1))
+            return [
+                ops.sum(gradients * (after - before), axis=(1, 2, 3))
+                for before, after in itertools.pairwise(stages)
+            ]
 
-        find, change, keep = (
-            fused(function, eagerly=self.model.run_eagerly)
-            for function in (find, change, keep)
-        )
-        keys, codes, found = find(images, ids)
+        keys, codes, found = fused(find)(images, extra.get("ids"))
         images = ops.cast(images, "float32")
-        augmented = change(images, codes, found)
-        logs, gradients = step_with_gradients(self.model, plain_step, augmented.images)
-        rise = keep(keys, images, augmented.images, gradients)
+        done = fused(change)(images, codes, found, extra)
+        stages = [images, *(augmented.images for augmented in done)]
+        logs, gradients = step_with_gradients(self.model, plain_step, stages[-1])
+        rises = fused(keep)(keys, stages, gradients)
         self._metrics["gradient_hit_rate"].update_state(found)
-        rise = ops.where(augmented.active > 0, rise, 0.0)
-        return logs, augmented._replace(gain=rise)
+        for layer, augmented, rise in zip(self.layers, done, rises):
+            rise = ops.where(augmented.active > 0, rise, 0.0)
+            self._count(layer, augmented._replace(gain=rise))
+        return logs
+
+
+def _for(layer: StructuredAdversary, extra: dict) -> dict:
+    return {key: extra[key] for key in layer.extra_keys if key in extra}

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
+import numpy as np
 from keras import backend, ops
 
 from keras_structadv.losses import (
@@ -216,24 +217,44 @@ def write_rows(table: keras.Variable, rows: Any, values: Any) -> None:
     table.value.scatter_update(tf.IndexedSlices(values, rows))
 
 
-def fused(function: Callable, eagerly: bool = False) -> Callable:
+def fused(function: Callable) -> Callable:
     """Returns a function of arrays as one kernel of XLA, also in a step without it.
 
     The many small operations on a batch of images around a solve take two to three
-    times as long one by one.
+    times as long one by one. In eager execution, for debugging, they stay so.
 
     Args:
-        function: from arrays to arrays, without a loop of dynamic length.
-        eagerly: whether to leave the function as it is, for debugging.
+        function: from arrays to arrays.
 
     Returns:
         The compiled function, or `function` itself where that is not wanted.
     """
+    # Metal devices do not have XLA.
+    if backend.backend() != "tensorflow" or sys.platform == "darwin":
+        return function
     import tensorflow as tf
 
-    if eagerly or sys.platform == "darwin":  # Metal devices do not have XLA
-        return function
-    return tf.function(function, jit_compile=True, autograph=False)
+    compiled = tf.function(function, jit_compile=True, autograph=False)
+
+    def call(*arguments: Any) -> Any:
+        return (function if tf.executing_eagerly() else compiled)(*arguments)
+
+    return call
+
+
+def visible(x: Any) -> np.ndarray | None:
+    """Returns an array of the backend as one of NumPy, `None` while tracing a graph."""
+    if backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        if not tf.executing_eagerly():
+            return None
+    if backend.backend() == "jax":
+        import jax
+
+        if isinstance(x, jax.core.Tracer):
+            return None
+    return ops.convert_to_numpy(x)
 
 
 @contextlib.contextmanager

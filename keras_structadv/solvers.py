@@ -131,11 +131,11 @@ def _dot(a: Any, b: Any, batch_axis: int) -> Any:
     if batch_axis == 0:
         return ops.sum(a * b, axis=axes, keepdims=True)
     # XLA sums along outer axes four times as fast where it is told to add slices.
-    size, batch = math.prod(a.shape[:-1]), ops.shape(a)[-1]
+    size = math.prod(a.shape[:-1])
     folds = math.gcd(size, 16)
-    a, b = (ops.reshape(v, (folds, size // folds, batch)) for v in (a, b))
-    total = ops.sum(sum(a[i] * b[i] for i in range(folds)), axis=0)
-    return ops.reshape(total, (1,) * len(axes) + (batch,))
+    folded = [ops.reshape(v, (folds, size // folds, -1)) for v in (a, b)]
+    total = ops.sum(sum(u * v for u, v in zip(*map(ops.unstack, folded))), axis=0)
+    return ops.reshape(total, (1,) * len(axes) + (-1,))
 
 
 def edge_preserving_preconditioner(operator: EdgePreserving) -> Callable[[Any], Any]:
@@ -155,14 +155,13 @@ def edge_preserving_preconditioner(operator: EdgePreserving) -> Callable[[Any], 
     fine = 1 / operator.diagonal()
 
     def apply(residual: Any) -> Any:
-        batch = ops.shape(residual)[-1]
-        lines = operator.channels * batch
-        low = ops.matmul(down, ops.reshape(residual, (height, width * lines)))
-        low = ops.matmul(right, ops.reshape(low, (rows, width, lines)))
-        low = ops.reshape(low, (rows, columns, operator.channels, batch)) * coarse
-        low = ops.matmul(right.T, ops.reshape(low, (rows, columns, lines)))
-        low = ops.matmul(down.T, ops.reshape(low, (rows, width * lines)))
-        return ops.reshape(low, ops.shape(residual)) + fine * residual
+        low = ops.matmul(down, ops.reshape(residual, (height, -1)))
+        low = ops.matmul(right, ops.reshape(low, (rows, width, -1)))
+        low = ops.reshape(low, (rows, columns, operator.channels, -1)) * coarse
+        low = ops.matmul(right.T, ops.reshape(low, (rows, columns, -1)))
+        low = ops.matmul(down.T, ops.reshape(low, (rows, -1)))
+        low = ops.reshape(low, (height, width, operator.channels, -1))
+        return low + fine * residual
 
     return apply
 

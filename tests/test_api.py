@@ -11,9 +11,11 @@ import keras_structadv as ksa
 PACKAGE = pathlib.Path(ksa.__file__).parent
 NAMES = [
     "AdversarialFlow",
+    "AdversarialRecoloring",
     "AdversarialTraining",
     "GradientStore",
     "adversarial_flow",
+    "adversarial_recoloring",
     "datasets",
     "dense_image_warp",
     "per_image_gradients",
@@ -25,11 +27,16 @@ SIGNATURES = {
     "AdversarialFlow.bind": "(self, model, loss=None, snapshot=False)",
     "AdversarialFlow.call": "(self, images, labels=None, sample_weight=None, "
     "training=True)",
+    "AdversarialRecoloring": "(magnitude=0.1, coherence=1.0, damping=0.001, "
+    "edge_scale=0.05, lam=None, rank=None, rtol=0.1, max_iterations=50, **common)",
     "AdversarialTraining": "(layer=None, *, gradient='fresh', schedule=None)",
     "GradientStore": "(capacity=65536, size=8, backup_dir=None, "
     "delete_checkpoint=True)",
     "adversarial_flow": "(images, gradients, *, smoothness=100.0, "
     "max_displacement=2.0, alpha=None, solver='dct')",
+    "adversarial_recoloring": "(images, gradients, *, magnitude=0.08, coherence=1.0, "
+    "damping=0.001, edge_scale=0.05, lam=None, rank=None, rtol=0.1, "
+    "max_iterations=50, value_range=(0, 255))",
     "dense_image_warp": "(images, flow, *, interpolation='bilinear')",
     "per_image_gradients": "(model, images, labels=None, *, loss=None, target=None)",
     "datasets.load_digits": "(train_size=200, seed=0)",
@@ -51,9 +58,10 @@ STAGES = [
     {"differences", "dct", "warp", "losses", "datasets"},
     {"operators", "gradients"},
     {"solvers", "gradient_store"},
-    {"flow"},
+    {"fields"},
+    {"flow", "recoloring"},
     {"layers", "layers.base", "visualization"},
-    {"layers.adversarial_flow"},
+    {"layers.adversarial_flow", "layers.adversarial_recoloring"},
     {"callbacks"},
     {""},
 ]

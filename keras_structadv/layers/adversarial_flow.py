@@ -1,7 +1,6 @@
 """The geometric augmentation as a layer."""
 
 import math
-import numbers
 from typing import Any
 
 import keras
@@ -14,7 +13,11 @@ from keras_structadv.flow import (
     flow_from_code,
     longest_displacement,
 )
-from keras_structadv.layers.base import StructuredAdversary, is_zero
+from keras_structadv.layers.base import (
+    StructuredAdversary,
+    is_zero,
+    strength_range,
+)
 from keras_structadv.warp import compose_flows, dense_image_warp
 
 
@@ -74,7 +77,7 @@ class AdversarialFlow(StructuredAdversary):
     ):
         super().__init__(**common)
         check_flow_arguments(smoothness, alpha, solver)
-        low, high = _range("max_displacement", max_displacement)
+        low, high = strength_range("max_displacement", max_displacement)
         self._displacement_range = (low, high)
         pair = isinstance(max_displacement, (tuple, list))
         self.max_displacement = (low, high) if pair else high
@@ -145,14 +148,3 @@ class AdversarialFlow(StructuredAdversary):
             "alpha": self.alpha,
             "solver": self.solver,
         }
-
-
-def _range(name: str, value: Any) -> tuple[float, float]:
-    pair = tuple(value) if isinstance(value, (tuple, list)) else (0.0, value)
-    numeric = len(pair) == 2 and all(isinstance(x, numbers.Real) for x in pair)
-    if not numeric or not 0 <= pair[0] <= pair[1] < float("inf"):
-        raise ValueError(
-            f"Received {name}={value!r}. Pass a number >= 0, to draw from "
-            f"U(0, {name}), or a pair (low, high) with 0 <= low <= high."
-        )
-    return float(pair[0]), float(pair[1])

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import math
 import numbers
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_structadv.gradients import per_image_gradients
+from keras_structadv.gradients import per_image_gradients, visible
 from keras_structadv.losses import TARGETS, check_length, random_wrong
 
 _KEYS = ("images", "labels", "targets")
@@ -29,7 +30,6 @@ class Augmented(NamedTuple):
         active: float32, (chosen,), 1 where an image was chosen, else 0.
         sizes: float32, (chosen,), the size of each field, as `measure` tells it.
         fields: the fields of the chosen images, (chosen, height, width, ...).
-        chosen: int32, (chosen,), their places in the batch; `None` for all.
     """
 
     images: Any
@@ -37,7 +37,6 @@ class Augmented(NamedTuple):
     active: Any
     sizes: Any
     fields: Any
-    chosen: Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +102,7 @@ class StructuredAdversary(keras.layers.Layer):
             )
         self.seed_generator = keras.random.SeedGenerator(seed)
         self.binding = Binding()
+        self._values_checked = False
         self.built = True
 
     def bind(self, model: keras.Model, loss: Any = None, snapshot: bool = False):
@@ -149,11 +149,19 @@ class StructuredAdversary(keras.layers.Layer):
     moves_pixels: bool
     """Whether the field moves what is in the image, and so masks, boxes and points."""
 
+    uses_value_range: bool = False
+    """Whether the layer does to the images what depends on `value_range`."""
+
+    extra_keys: tuple[str, ...] = ()
+    """Keys of a dict of data that `make_field` and `decode` take as arguments."""
+
     def draw_strength(self, count: Any) -> Any:
         """Returns the random strength of each of `count` images, float32, (count,)."""
         raise NotImplementedError
 
-    def make_field(self, images: Any, gradients: Any, strength: Any) -> Any:
+    def make_field(
+        self, images: Any, gradients: Any, strength: Any, **extra: Any
+    ) -> Any:
         """Returns the fields for channels-last images, their gradients, strengths."""
         raise NotImplementedError
 
@@ -165,7 +173,9 @@ class StructuredAdversary(keras.layers.Layer):
         """Returns the k x k lowest frequencies of what the field is made from."""
         raise NotImplementedError
 
-    def decode(self, images: Any, codes: Any, size: int, strength: Any) -> Any:
+    def decode(
+        self, images: Any, codes: Any, size: int, strength: Any, **extra: Any
+    ) -> Any:
         """Returns the fields for channels-last images and the codes of `encode`."""
         raise NotImplementedError
 
@@ -180,7 +190,12 @@ class StructuredAdversary(keras.layers.Layer):
     # The way of the data.
 
     def augment(
-        self, images: Any, labels: Any = None, targets: Any = None, strength: Any = 1.0
+        self,
+        images: Any,
+        labels: Any = None,
+        targets: Any = None,
+        strength: Any = 1.0,
+        extra: dict | None = None,
     ) -> Augmented:
         """Augments a batch for the bound model.
 
@@ -189,6 +204,7 @@ class StructuredAdversary(keras.layers.Layer):
             labels: as the model's loss takes them; `None` for the model's own.
             targets: labels to approach instead of the layer's `target`.
             strength: factor in [0, 1] on the drawn strengths.
+            extra: what came under the `extra_keys`, one entry for each image.
 
         Returns:
             An `Augmented`.
@@ -197,13 +213,17 @@ class StructuredAdversary(keras.layers.Layer):
         chosen, active = self._choose(images)
         pick = (lambda x: x) if chosen is None else _picker(chosen)
         originals, labels, targets = pick(images), pick(labels), pick(targets)
+        extra = {key: pick(value) for key, value in (extra or {}).items()}
         drawn = strength * active * self.draw_strength(ops.shape(originals)[0])
 
         current, field, gain = originals, None, 0.0
         for _ in range(self.steps):
             gradients = self.gradient(current, labels, targets)
             step = self.make_field(
-                self._channels_last(current), self._channels_last(gradients), drawn
+                self._channels_last(current),
+                self._channels_last(gradients),
+                drawn,
+                **extra,
             )
             field = step if field is None else self.compose(field, step)
             moved = self._applied(originals, field)
@@ -213,10 +233,16 @@ class StructuredAdversary(keras.layers.Layer):
         if chosen is not None:
             current = ops.scatter_update(images, chosen[:, None], current)
         sizes = self.measure(field, drawn)
-        return Augmented(current, gain, active, sizes, field, chosen)
+        return Augmented(current, gain, active, sizes, field)
 
     def augment_from_codes(
-        self, images: Any, codes: Any, found: Any, size: int, strength: Any = 1.0
+        self,
+        images: Any,
+        codes: Any,
+        found: Any,
+        size: int,
+        strength: Any = 1.0,
+        extra: dict | None = None,
     ) -> Augmented:
         """Augments a batch by gradients that were kept as codes.
 
@@ -226,6 +252,7 @@ class StructuredAdversary(keras.layers.Layer):
             found: bool, (batch,); the other images stay as they are.
             size: the k of `encode`.
             strength: factor in [0, 1] on the drawn strengths.
+            extra: what came under the `extra_keys`, one entry for each image.
 
         Returns:
             An `Augmented` without a gain.
@@ -240,9 +267,11 @@ class StructuredAdversary(keras.layers.Layer):
             picked = ops.scatter_update(none, chosen[:, None], picked)
         active = active * picked
         drawn = strength * active * self.draw_strength(ops.shape(images)[0])
-        field = self.decode(self._channels_last(images), codes, size, drawn)
+        field = self.decode(
+            self._channels_last(images), codes, size, drawn, **(extra or {})
+        )
         moved = self._applied(images, field)
-        return Augmented(moved, None, active, self.measure(field, drawn), field, None)
+        return Augmented(moved, None, active, self.measure(field, drawn), field)
 
     def check_labels(self, images: Any, labels: Any) -> None:
         """Raises a `NotImplementedError` for labels that would have to move as well."""
@@ -255,6 +284,21 @@ class StructuredAdversary(keras.layers.Layer):
                 f"Received labels of shape {tuple(labels.shape)} for images of shape "
                 f"{tuple(images.shape)}. They seem to be masks or images, which would "
                 "have to move with the images: that comes in a later release."
+            )
+
+    def check_values(self, lowest: float, highest: float) -> None:
+        """Warns once if images with these extremes are not those of `value_range`."""
+        self._values_checked = True
+        low, high = self.value_range
+        margin = 0.01 * (high - low)
+        outside = lowest < low - margin or highest > high + margin
+        if outside or lowest < highest < low + margin:
+            warnings.warn(
+                f"Layer {self.name!r} has value_range={self.value_range}, and met "
+                f"images with values from {lowest:.3g} to {highest:.3g}. It measures "
+                "its changes by that range and clips to it: pass the range of the "
+                "images, e.g. value_range=(0, 1).",
+                stacklevel=2,
             )
 
     def check_reuse(self) -> None:
@@ -310,9 +354,12 @@ class StructuredAdversary(keras.layers.Layer):
                 f"Received a dict with the keys {sorted(images)}. Pass the images "
                 'under the key "images".'
             )
-        known = {key: images[key] for key in _KEYS if images.get(key) is not None}
         known = {
-            k: np.asarray(x) if _is_python_data(x) else x for k, x in known.items()
+            key: np.asarray(images[key])
+            if _is_python_data(images[key])
+            else images[key]
+            for key in (*_KEYS, *self.extra_keys)
+            if images.get(key) is not None
         }
         return {**images, **super().__call__(known, *args, **kwargs)}
 
@@ -393,12 +440,18 @@ class StructuredAdversary(keras.layers.Layer):
         return super().from_config(config)
 
     @property
+    def checks_values(self) -> bool:
+        """Whether the values of the images have yet to be held against the range."""
+        return self.uses_value_range and not self._values_checked
+
+    @property
     def _loss_in_use(self) -> Any:
         """The loss that overrides the model's own, `None` if none does."""
         return self.loss if self.binding.loss is None else self.binding.loss
 
     def _augment_data(self, data: dict, training: bool) -> Any:
         images, labels, targets = (data.get(key) for key in _KEYS)
+        extra = {key: data[key] for key in self.extra_keys if key in data}
         if len(images.shape) not in (3, 4):
             raise ValueError(
                 f"Received images of shape {tuple(images.shape)}. Pass one image of "
@@ -408,16 +461,18 @@ class StructuredAdversary(keras.layers.Layer):
             return ops.cast(images, self.compute_dtype)
         single = len(images.shape) == 3
         if single:
-            images, labels, targets = (
-                None if x is None else x[None] for x in (images, labels, targets)
+            images, labels, targets, extra = keras.tree.map_structure(
+                lambda x: None if x is None else x[None],
+                (images, labels, targets, extra),
             )
-        for name, x in (("labels", labels), ("targets", targets)):
+        for name, x in {"labels": labels, "targets": targets, **extra}.items():
             if x is not None:
                 check_length(name, x, images)
         self.check_labels(images, labels)
-        augmented = ops.cast(
-            self.augment(images, labels, targets).images, self.compute_dtype
-        )
+        if self.checks_values and (seen := visible(images)) is not None:
+            self.check_values(float(seen.min()), float(seen.max()))
+        augmented = self.augment(images, labels, targets, extra=extra).images
+        augmented = ops.cast(augmented, self.compute_dtype)
         return augmented[0] if single else augmented
 
     def _choose(self, images: Any) -> tuple[Any, Any]:
@@ -468,6 +523,22 @@ def is_zero(field: Any) -> Any:
 
 def _picker(chosen: Any) -> Callable[[Any], Any]:
     return lambda x: None if x is None else ops.take(x, chosen, axis=0)
+
+
+def strength_range(name: str, value: Any) -> tuple[float, float]:
+    """Returns the (low, high) from which a layer draws, for a number or a pair.
+
+    Raises:
+        ValueError: if it is neither, or out of range.
+    """
+    pair = tuple(value) if isinstance(value, (tuple, list)) else (0.0, value)
+    numeric = len(pair) == 2 and all(isinstance(x, numbers.Real) for x in pair)
+    if not numeric or not 0 <= pair[0] <= pair[1] < float("inf"):
+        raise ValueError(
+            f"Received {name}={value!r}. Pass a number >= 0, to draw from "
+            f"U(0, {name}), or a pair (low, high) with 0 <= low <= high."
+        )
+    return float(pair[0]), float(pair[1])
 
 
 def _pair(name: str, value: Any) -> tuple[float, float]:

@@ -1,0 +1,195 @@
+"""The photometric augmentation as a layer."""
+
+import math
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_structadv.gradients import fused
+from keras_structadv.layers.base import (
+    StructuredAdversary,
+    is_zero,
+    strength_range,
+)
+from keras_structadv.recoloring import (
+    adversarial_recoloring,
+    check_recoloring_arguments,
+    gradient_from_code,
+    recoloring_code,
+    recoloring_from_basis,
+    root_mean_square,
+)
+
+
+@keras.saving.register_keras_serializable(package="keras_structadv")
+class AdversarialRecoloring(StructuredAdversary):
+    """Recolours images, contours kept, as it raises the loss of a model fastest.
+
+    Bind it to a model, or give it to `AdversarialTraining`. In inference it is the
+    identity. The result is clipped to `value_range`.
+
+    Args:
+        magnitude: root mean square of the perturbation, as a fraction of the value
+            range, of each of the `steps`. A number `m` draws it for each image from
+            U(0, m), a pair `(low, high)` from U(low, high).
+        coherence: weight of the term that ties neighbours with no edge between them,
+            >= 0. Zero is the paper's own operator, damped; its perturbations are noise.
+        damping: > 0; the smaller, the more of the change is common to the whole image.
+        edge_scale: the edginess, > 0, in units of the value range, at which neighbours
+            are tied by half.
+        lam: `None` scales each perturbation to its drawn magnitude. A number > 0 gives
+            eq. 33 as it stands, scaled only where it is larger than that.
+        rank: `None` for the whole operator, which is faster; k for its k eigenvectors
+            with the smallest eigenvalues only. They can be computed once and given with
+            the images: see `precompute_basis`.
+        rtol: relative error, in the energy norm, at which the solve of an image stops.
+        max_iterations: upper bound of the iterations, for all images.
+        **common: `rate`, `target`, `steps`, `loss`, `value_range`, `seed`,
+            `data_format`, `name` and `dtype`; see `StructuredAdversary`. `value_range`
+            has to be that of the images: `(0, 1)` for images scaled to [0, 1].
+
+    Input shape: (height, width, channels) or (batch, height, width, channels), alone,
+        or with labels, or with labels and sample weights, or in a dict. There, the key
+        `"basis"`, (height, width, channels, k) for each image, replaces the solve.
+
+    Output shape: as the input.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+
+    Example:
+    >>> import numpy as np
+    >>> model = keras.Sequential(
+    ...     [keras.Input((8, 8, 3)), keras.layers.Flatten(), keras.layers.Dense(3)]
+    ... )
+    >>> loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    >>> model.compile(loss=loss)
+    >>> recolor = AdversarialRecoloring(rate=1.0, seed=0).bind(model)
+    >>> images = np.random.default_rng(0).uniform(0, 255, (4, 8, 8, 3))
+    >>> recolored, labels = recolor(images, np.array([0, 1, 2, 0]))
+    >>> tuple(recolored.shape)
+    (4, 8, 8, 3)
+
+    Reference: Luo, Mobahi, Bengio (2020), section 5.
+    """
+
+    measure_name = "mean_magnitude"
+    moves_pixels = False
+    uses_value_range = True
+    extra_keys = ("basis",)
+
+    def __init__(
+        self,
+        magnitude: float | tuple[float, float] = 0.1,
+        coherence: float = 1.0,
+        damping: float = 1e-3,
+        edge_scale: float = 0.05,
+        lam: float | None = None,
+        rank: int | None = None,
+        rtol: float = 0.1,
+        max_iterations: int = 50,
+        **common: Any,
+    ):
+        super().__init__(**common)
+        check_recoloring_arguments(
+            coherence, damping, edge_scale, lam, rank, rtol, max_iterations
+        )
+        low, high = strength_range("magnitude", magnitude)
+        self._magnitude_range = (low, high)
+        self.magnitude = (low, high) if isinstance(magnitude, (tuple, list)) else high
+        self.coherence = float(coherence)
+        self.damping = float(damping)
+        self.edge_scale = float(edge_scale)
+        self.lam = None if lam is None else float(lam)
+        self.rank = None if rank is None else int(rank)
+        self.rtol = float(rtol)
+        self.max_iterations = int(max_iterations)
+
+    def draw_strength(self, count: Any) -> Any:
+        """Returns the magnitude of each image, float32, (count,)."""
+        low, high = self._magnitude_range
+        return low + (high - low) * self.draw_uniform(count)
+
+    def make_field(
+        self, images: Any, gradients: Any, strength: Any, basis: Any = None
+    ) -> Any:
+        """Returns the perturbation, float32, the shape of the images."""
+        common = {"lam": self.lam, "value_range": self.value_range}
+
+        def from_basis(gradients: Any, strength: Any, basis: Any) -> Any:
+            return recoloring_from_basis(gradients, basis, magnitude=strength, **common)
+
+        def solve(images: Any, gradients: Any, strength: Any) -> Any:
+            return adversarial_recoloring(
+                images,
+                gradients,
+                magnitude=strength,
+                coherence=self.coherence,
+                damping=self.damping,
+                edge_scale=self.edge_scale,
+                rank=self.rank,
+                rtol=self.rtol,
+                max_iterations=self.max_iterations,
+                **common,
+            )
+
+        if basis is not None:
+            return fused(from_basis)(gradients, strength, basis)
+        return fused(solve)(images, gradients, strength)
+
+    def compose(self, first: Any, second: Any) -> Any:
+        """Returns the sum of two perturbations."""
+        return first + second
+
+    def apply(self, images: Any, field: Any) -> Any:
+        """Returns the images with the perturbation added, clipped to `value_range`."""
+        return ops.clip(images + field, *self.value_range)
+
+    def check_reuse(self) -> None:
+        """Raises a `ValueError` where the gradient of training cannot serve."""
+        super().check_reuse()
+        if self.lam is not None:
+            raise ValueError(
+                f"Received a layer with lam={self.lam}. Of a reused gradient only "
+                'the direction is kept: leave lam=None, or pass gradient="fresh".'
+            )
+
+    def encode(self, images: Any, gradients: Any, size: int) -> Any:
+        """Returns the lowest frequencies of the gradient, (batch, channels * k * l)."""
+        code = recoloring_code(gradients, size)
+        return ops.reshape(code, (-1, math.prod(code.shape[1:])))
+
+    def decode(
+        self,
+        images: Any,
+        codes: Any,
+        size: int,
+        strength: Any,
+        basis: Any = None,
+    ) -> Any:
+        """Returns the perturbation that a code describes, the shape of the images."""
+        height, width, channels = images.shape[1:]
+        shape = (-1, channels, min(size, height), min(size, width))
+        gradients = gradient_from_code(ops.reshape(codes, shape), (height, width))
+        return self.make_field(images, gradients, strength, basis)
+
+    def measure(self, field: Any, strength: Any) -> Any:
+        """Returns the root mean square of each perturbation over the value range."""
+        if self.lam is None and self.steps == 1:  # it was made to have that size
+            return ops.where(is_zero(field), 0.0, strength)
+        return root_mean_square(field, self.value_range)
+
+    def get_config(self) -> dict:
+        """Returns every constructor argument; the bound model is not one."""
+        return {
+            **super().get_config(),
+            "magnitude": self.magnitude,
+            "coherence": self.coherence,
+            "damping": self.damping,
+            "edge_scale": self.edge_scale,
+            "lam": self.lam,
+            "rank": self.rank,
+            "rtol": self.rtol,
+            "max_iterations": self.max_iterations,
+        }
