@@ -4,7 +4,6 @@ import math
 import numbers
 from typing import Any
 
-import keras
 from keras import ops
 
 from keras_structadv.dct import low_dct2, low_idct2
@@ -191,24 +190,6 @@ def gradient_from_code(code: Any, shape: tuple[int, int]) -> Any:
         float32, (batch, height, width, channels).
     """
     return ops.transpose(low_idct2(code, shape), (0, 2, 3, 1))
-
-
-def random_recoloring(images: Any, *, seed: Any = None, **arguments: Any) -> Any:
-    """Returns a random perturbation of the structure and size of an adversarial one.
-
-    White noise takes the place of the gradient. This is the control for every claim
-    about adversarial recolouring.
-
-    Args:
-        images: as in `adversarial_recoloring`.
-        seed: integer, `keras.random.SeedGenerator` or `None`.
-        **arguments: as in `adversarial_recoloring`.
-
-    Returns:
-        perturbation: float32, the shape of `images`.
-    """
-    noise = keras.random.normal(ops.shape(images), seed=seed)
-    return adversarial_recoloring(images, noise, **arguments)
 
 
 def root_mean_square(perturbation: Any, value_range: tuple[float, float]) -> Any:
