@@ -1,6 +1,7 @@
 """Structured adversarial perturbations as Keras preprocessing layers."""
 
 from keras_structadv import datasets, visualization
+from keras_structadv.basis import precompute_basis
 from keras_structadv.callbacks import AdversarialTraining
 from keras_structadv.flow import adversarial_flow
 from keras_structadv.gradient_store import GradientStore
@@ -22,5 +23,6 @@ __all__ = [
     "datasets",
     "dense_image_warp",
     "per_image_gradients",
+    "precompute_basis",
     "visualization",
 ]

@@ -1,11 +1,26 @@
 """Real images that need no download, as `keras.datasets` gives them."""
 
+import functools
 import pathlib
 
 import numpy as np
 
 CHARACTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabdefghnqrt"
 """The 47 characters of `load_glyphs`, in the order of their labels."""
+
+PHOTOGRAPHS = (
+    "astronaut",
+    "chelsea",
+    "coffee",
+    "hubble_deep_field",
+    "immunohistochemistry",
+    "retina",
+    "rocket",
+    "motorcycle",
+    "china",
+    "flower",
+)
+"""The photographs of `load_photographs`, in the order of their labels."""
 
 _TYPEFACES = (
     "DejaVuSans",
@@ -172,6 +187,66 @@ def load_colour_glyphs(
         images = images.round().clip(0, 255).astype("uint8")
         result.append((images, np.tile(labels, len(sets[name]))))
     return result[0], result[1]
+
+
+def load_photographs(
+    size: int = 64, crops: int = 20, seed: int = 0
+) -> tuple[_Arrays, _Arrays]:
+    """Returns crops of the ten colour photographs in scikit-image and scikit-learn.
+
+    The shorter side of a photograph is resized to 256 pixels, or to twice the size of
+    the crops. Training crops are from left halves, test crops from right halves.
+
+    Args:
+        size: height and width of the crops, in pixels.
+        crops: from each half of each photograph, at random places.
+        seed: seed of the places.
+
+    Returns:
+        `((x_train, y_train), (x_test, y_test))`: images uint8, (10 crops, size, size,
+        3), 0 to 255; labels int32, (10 crops,), indices into `PHOTOGRAPHS`.
+
+    Raises:
+        ImportError: if scikit-image, scikit-learn or pillow is not installed.
+        ValueError: if `size` or `crops` is below 1.
+    """
+    if size < 1 or crops < 1:
+        raise ValueError(f"Received size={size} and crops={crops}. Pass both >= 1.")
+    rng = np.random.default_rng(seed)
+    halves = ([], [])
+    for photograph in _photographs(max(256, 2 * size)):
+        height, width = photograph.shape[:2]
+        for half, left in zip(halves, (0, width // 2)):
+            for _ in range(crops):
+                y = rng.integers(height - size + 1)
+                x = left + rng.integers(width // 2 - size + 1)
+                half.append(photograph[y : y + size, x : x + size])
+    labels = np.repeat(np.arange(len(PHOTOGRAPHS), dtype="int32"), crops)
+    return (np.stack(halves[0]), labels), (np.stack(halves[1]), labels.copy())
+
+
+@functools.lru_cache(maxsize=2)
+def _photographs(shorter: int) -> list[np.ndarray]:
+    """Returns the photographs, uint8, their shorter sides of that many pixels."""
+    try:
+        import skimage.data
+        import sklearn.datasets
+        from PIL import Image
+    except ImportError as error:
+        raise _missing("scikit-image, scikit-learn and pillow", error) from error
+    photographs = []
+    for name in PHOTOGRAPHS:
+        if name in ("china", "flower"):
+            pixels = sklearn.datasets.load_sample_image(f"{name}.jpg")
+        elif name == "motorcycle":
+            pixels = skimage.data.stereo_motorcycle()[0]
+        else:
+            pixels = getattr(skimage.data, name)()
+        image = Image.fromarray(pixels[..., :3])
+        factor = shorter / min(image.size)
+        size = [max(shorter, round(factor * side)) for side in image.size]
+        photographs.append(np.asarray(image.resize(size, Image.Resampling.LANCZOS)))
+    return photographs
 
 
 def _draw_palettes(count: int, rng: np.random.Generator) -> np.ndarray:

@@ -217,14 +217,15 @@ def write_rows(table: keras.Variable, rows: Any, values: Any) -> None:
     table.value.scatter_update(tf.IndexedSlices(values, rows))
 
 
-def fused(function: Callable) -> Callable:
+def fused(function: Callable, in_eager: bool = False) -> Callable:
     """Returns a function of arrays as one kernel of XLA, also in a step without it.
 
     The many small operations on a batch of images around a solve take two to three
-    times as long one by one. In eager execution, for debugging, they stay so.
+    times as long one by one. In eager execution they stay so, for debugging.
 
     Args:
         function: from arrays to arrays.
+        in_eager: whether to compile it also where every operation runs by itself.
 
     Returns:
         The compiled function, or `function` itself where that is not wanted.
@@ -237,7 +238,8 @@ def fused(function: Callable) -> Callable:
     compiled = tf.function(function, jit_compile=True, autograph=False)
 
     def call(*arguments: Any) -> Any:
-        return (function if tf.executing_eagerly() else compiled)(*arguments)
+        plain = tf.executing_eagerly() and not in_eager
+        return (function if plain else compiled)(*arguments)
 
     return call
 

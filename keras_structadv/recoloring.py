@@ -75,7 +75,7 @@ def adversarial_recoloring(
         coherence, damping, edge_scale, lam, rank, rtol, max_iterations
     )
     operator = EdgePreserving(
-        _unit(images, value_range), coherence, damping, edge_scale
+        scaled_to_unit(images, value_range), coherence, damping, edge_scale
     )
     if rank is not None:
         basis = recoloring_basis(operator, rank)
@@ -229,7 +229,8 @@ def check_recoloring_arguments(
     check_number("rtol", rtol)
 
 
-def _unit(images: Any, value_range: tuple[float, float]) -> Any:
+def scaled_to_unit(images: Any, value_range: tuple[float, float]) -> Any:
+    """Returns images with `value_range` mapped to [0, 1]."""
     low, high = value_range
     return (images - low) / (high - low)
 

@@ -258,12 +258,12 @@ def smallest_eigenpairs(
         images.append(product(wide.matvec, newest))
         basis = ops.concatenate([basis, newest], axis=-1)
     projected = ops.einsum("nbp,nbq->bpq", basis, ops.concatenate(images, axis=-1))
+    projected = (projected + ops.swapaxes(projected, 1, 2)) / 2
     # Columns that were found to depend on the others are zero: to the end of the list.
     empty = ops.cast(ops.einsum("nbp,nbp->bp", basis, basis) < 0.5, "float32")
-    projected = (projected + ops.swapaxes(projected, 1, 2)) / 2
-    projected = projected + 1e3 * empty[:, None, :] * np.eye(
-        basis.shape[-1], dtype="float32"
-    )
+    trace = ops.trace(projected, axis1=1, axis2=2)[:, None, None]
+    identity = np.eye(basis.shape[-1], dtype="float32")
+    projected = projected + trace * empty[:, None, :] * identity
     values, small = ops.eigh(projected)
     vectors = ops.einsum("nbp,bpq->bnq", basis, small[:, :, :rank])
     return values[:, :rank], ops.reshape(vectors, (-1, *shape[:3], rank))
@@ -282,15 +282,22 @@ def _orthonormal(vectors: Any, basis: Any = None) -> Any:
     Reference: Stathopoulos and Wu (2002), A block orthogonalization procedure with
         constant synchronization requirements.
     """
+
+    def normalized(vectors: Any, least: float) -> Any:
+        length = ops.sqrt(ops.sum(ops.square(vectors), axis=0, keepdims=True))
+        inverse = ops.where(length > least, ops.divide_no_nan(1.0, length), 0.0)
+        return vectors * inverse
+
+    vectors = normalized(vectors, 0.0)
     for _ in range(3):  # in float32, once is not enough
         if basis is not None:
             known = ops.einsum("nbp,nbq->bpq", basis, vectors)
             vectors = vectors - ops.einsum("nbp,bpq->nbq", basis, known)
-        length = ops.sqrt(ops.sum(ops.square(vectors), axis=0, keepdims=True))
-        vectors = ops.divide_no_nan(vectors, length)
+        vectors = normalized(vectors, 1e-5)  # what is shorter is rounding error
         gram = ops.einsum("nbp,nbq->bpq", vectors, vectors)
         values, rotation = ops.eigh(gram)
-        scale = ops.where(values > 1e-6 * values[:, -1:], ops.rsqrt(values), 0.0)
+        enough = values > 1e-6 * values[:, -1:]
+        scale = ops.where(enough, ops.rsqrt(ops.where(enough, values, 1.0)), 0.0)
         vectors = ops.einsum("nbp,bpq->nbq", vectors, rotation * scale[:, None, :])
     return vectors
 

@@ -19,6 +19,7 @@ NAMES = [
     "datasets",
     "dense_image_warp",
     "per_image_gradients",
+    "precompute_basis",
     "visualization",
 ]
 SIGNATURES = {
@@ -39,8 +40,13 @@ SIGNATURES = {
     "max_iterations=50, value_range=(0, 255))",
     "dense_image_warp": "(images, flow, *, interpolation='bilinear')",
     "per_image_gradients": "(model, images, labels=None, *, loss=None, target=None)",
+    "precompute_basis": "(images, path, rank=8, *, coherence=1.0, damping=0.001, "
+    "edge_scale=0.05, value_range=(0, 255), dtype='float16', batch_size=32, verbose=1)",
+    "datasets.load_colour_glyphs": "(train_typefaces=8, colours='unseen', "
+    "held_out='test', seed=0)",
     "datasets.load_digits": "(train_size=200, seed=0)",
     "datasets.load_glyphs": "(train_typefaces=6, seed=0)",
+    "datasets.load_photographs": "(size=64, crops=20, seed=0)",
     "visualization.plot_flow": "(images, flows, *, before=None, after=None, "
     "value_range=(0, 255), arrows=14)",
 }
@@ -60,7 +66,7 @@ STAGES = [
     {"solvers", "gradient_store"},
     {"fields"},
     {"flow", "recoloring"},
-    {"layers", "layers.base", "visualization"},
+    {"layers", "layers.base", "basis", "visualization"},
     {"layers.adversarial_flow", "layers.adversarial_recoloring"},
     {"callbacks"},
     {""},

@@ -7,7 +7,8 @@ from keras import ops
 import keras_structadv as ksa
 from keras_structadv.dct import dct2, idct2, solve_screened_poisson
 from keras_structadv.differences import forward_difference, forward_difference_adjoint
-from keras_structadv.operators import ScreenedPoisson
+from keras_structadv.operators import EdgePreserving, ScreenedPoisson
+from keras_structadv.solvers import edge_preserving_preconditioner
 
 SHAPES = [(1, 1), (1, 6), (2, 2), (5, 3), (17, 24)]
 
@@ -53,6 +54,37 @@ def test_the_operator_is_symmetric_and_positive_definite(shape):
     assert dot(u, apply(u)) >= dot(u, u) * (1 - 1e-5)
 
 
+def edge_preserving(shape, channels=3):
+    images = np.random.default_rng(3).uniform(size=(2, *shape, channels))
+    return EdgePreserving(images.astype("float32"))
+
+
+def fields(shape, seed, channels=3):
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(*shape, channels, 2)).astype("float32")
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_the_rate_of_edginess_and_its_adjoint(shape):
+    operator = edge_preserving(shape)
+    u, v = fields(shape, 1), fields(shape, 2, channels=1)
+    left = dot(operator.edginess_rate(u), v)
+    right = dot(u, operator.edginess_rate_adjoint(v))
+    assert abs(left - right) <= 1e-5 * np.linalg.norm(u) * np.linalg.norm(v)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_the_edge_preserving_operator_and_its_preconditioner(shape, channels):
+    operator = edge_preserving(shape, channels)
+    u, v = fields(shape, 1, channels), fields(shape, 2, channels)
+    precondition = edge_preserving_preconditioner(operator)
+    for apply, bound in ((operator.matvec, 20), (precondition, 2e3)):
+        assert abs(dot(apply(u), v) - dot(u, apply(v))) <= 1e-5 * bound * dot(u, u)
+        assert dot(u, apply(u)) > 0
+    assert dot(u, operator.matvec(u)) >= 1e-3 * dot(u, u) * (1 - 1e-5)
+
+
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_the_solve_inverts_the_operator(shape):
     x = planes(shape, 1)
@@ -74,6 +106,37 @@ def test_turning_the_image_turns_the_flow(size):
     mirrored = ksa.adversarial_flow(images[:, ::-1], gradients[:, ::-1])
     mirrored = ops.convert_to_numpy(mirrored)[:, ::-1] * [-1, 1]
     np.testing.assert_allclose(mirrored, flow, atol=1e-5)
+
+
+def test_turning_the_image_turns_the_recolouring():
+    rng = np.random.default_rng(0)
+    images = rng.uniform(size=(2, 5, 9, 3))
+    gradients = rng.normal(size=images.shape)
+
+    def recolor(x, g):
+        return ops.convert_to_numpy(
+            ksa.adversarial_recoloring(
+                x, g, value_range=(0, 1), rtol=1e-5, max_iterations=500
+            )
+        )
+
+    perturbation = recolor(images, gradients)
+    turned = (a.transpose(0, 2, 1, 3) for a in (images, gradients))
+    turned = recolor(*turned).transpose(0, 2, 1, 3)
+    np.testing.assert_allclose(turned, perturbation, atol=1e-4)
+    swapped = recolor(images[..., ::-1], gradients[..., ::-1])[..., ::-1]
+    np.testing.assert_allclose(swapped, perturbation, atol=1e-4)
+
+
+def test_the_recolouring_is_a_direction_of_ascent():
+    rng = np.random.default_rng(0)
+    images = rng.uniform(0, 255, size=(5, 24, 24, 3))
+    gradients = rng.normal(size=images.shape)
+    for max_iterations in (1, 3, 50):  # also where the solve was cut short
+        perturbation = ops.convert_to_numpy(
+            ksa.adversarial_recoloring(images, gradients, max_iterations=max_iterations)
+        )
+        assert np.all((perturbation * gradients).sum(axis=(1, 2, 3)) > 0)
 
 
 def test_the_flow_is_a_direction_of_ascent():

@@ -1,20 +1,29 @@
+import functools
+
 import numpy as np
 import pytest
+import scipy.linalg
 import scipy.sparse
 import scipy.sparse.linalg
 from keras import ops
 
+from keras_structadv import datasets
 from keras_structadv.dct import solve_screened_poisson
-from keras_structadv.operators import ScreenedPoisson
+from keras_structadv.operators import EdgePreserving, ScreenedPoisson
 from keras_structadv.solvers import (
     SOLVERS,
     conjugate_gradients,
+    edge_preserving_preconditioner,
+    smallest_eigenpairs,
     solve_dct,
     solve_dense,
+    solve_edge_preserving,
     solve_sparse,
 )
 
 SMALL = [(2, 2), (2, 9), (7, 5), (16, 16), (33, 20), (64, 64)]
+# Mean and largest number of iterations on photographs at the default rtol.
+PINNED = {32: (9, 19), 64: (11, 18), 128: (12, 17), 224: (11, 18)}
 LARGE = [(96, 96), (224, 224), (150, 224)]
 
 
@@ -101,3 +110,138 @@ def test_iteration_counts():
     )
     assert ops.convert_to_numpy(plain.iterations).max() <= 100
     assert ops.convert_to_numpy(exact.iterations).max() == 2
+
+
+# The edge-preserving operator, against SciPy in float64.
+
+
+@functools.cache
+def problems(size, channels, crops=1):
+    """Returns crops of ten photographs, one flat and one of noise, and gradients."""
+    rng = np.random.default_rng(0)
+    (images, _), _ = datasets.load_photographs(size, crops, seed=2)
+    images = images / 255
+    if channels == 1:
+        images = images.mean(axis=-1, keepdims=True)
+    flat = np.full_like(images[:1], 0.3)
+    images = np.concatenate([images, flat, rng.uniform(size=flat.shape)])
+    return images.astype("float32"), rng.normal(size=images.shape).astype("float32")
+
+
+def matrix_of(operator, index):
+    rows, columns, values = operator.to_coordinates(index)
+    shape = (operator.size, operator.size)
+    return scipy.sparse.coo_array((values, (rows, columns)), shape=shape).tocsc()
+
+
+def exact(operator, rhs, index):
+    factors = scipy.sparse.linalg.splu(matrix_of(operator, index))
+    return factors.solve(rhs[index].ravel().astype("float64"))
+
+
+def test_the_preconditioner_is_nearly_the_inverse_where_nothing_is_an_edge():
+    operator = EdgePreserving(np.full((1, 32, 32, 3), 0.5, "float32"))
+    y, x = np.mgrid[:32, :32]
+    wave = np.cos(np.pi * 3 * (2 * y + 1) / 64) * np.cos(np.pi * 2 * (2 * x + 1) / 64)
+    wave = np.broadcast_to(wave[..., None, None], (32, 32, 3, 1)).astype("float32")
+    back = edge_preserving_preconditioner(operator)(operator.matvec(wave))
+    np.testing.assert_allclose(back, wave, atol=0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("size", [32, 64, 224])
+def test_the_edge_preserving_solve_agrees_with_float64(size, channels):
+    images, rhs = problems(size, channels)
+    operator = EdgePreserving(images)
+    # At the default rtol every image; the sparse factors of a large one take a second.
+    chosen = range(len(images)) if size < 224 else [0, 7, 10, 11]
+    default = ops.convert_to_numpy(solve_edge_preserving(operator, rhs)[0])
+    solution, info = solve_edge_preserving(operator, rhs, rtol=1e-4, max_iterations=300)
+    solution = ops.convert_to_numpy(solution)
+    assert np.all(ops.convert_to_numpy(info.iterations) < 300)
+    cosines = []
+    for i in chosen:
+        x = exact(operator, rhs, i)
+        error = np.linalg.norm(solution[i].ravel() - x) / np.linalg.norm(x)
+        assert error <= 1e-3, i
+        y = default[i].ravel()
+        cosines.append(x @ y / (np.linalg.norm(x) * np.linalg.norm(y)))
+    assert np.mean(cosines) >= 0.98
+    assert np.min(cosines) >= 0.93
+
+
+@pytest.mark.slow
+def test_iteration_counts_of_the_edge_preserving_solve():
+    """A worse preconditioner, or one that the size of the image matters to, fails."""
+    mean, most = {}, {}
+    for size, crops in ((32, 4), (64, 4), (128, 2), (224, 1)):
+        images, rhs = problems(size, 3, crops)
+        _, info = solve_edge_preserving(EdgePreserving(images), rhs)
+        photographs = ops.convert_to_numpy(info.iterations)[:-2]
+        mean[size], most[size] = photographs.mean(), photographs.max()
+    assert mean[224] <= mean[64] * 4 / 3
+    for size, bound in PINNED.items():
+        assert mean[size] <= bound[0] and most[size] <= bound[1], size
+
+
+def test_the_edge_preserving_solve_does_not_depend_on_the_batch():
+    images, rhs = problems(32, 3)
+    together, info = solve_edge_preserving(EdgePreserving(images), rhs)
+    for i in (0, 4, 11):
+        alone, own = solve_edge_preserving(
+            EdgePreserving(images[i : i + 1]), rhs[i : i + 1]
+        )
+        atol = 1e-5 * np.abs(together[i]).max()
+        np.testing.assert_allclose(alone[0], together[i], atol=atol)
+        assert own.iterations[0] == info.iterations[i]
+
+
+def test_a_zero_right_hand_side_gets_zero():
+    images, rhs = problems(32, 3)
+    rhs = rhs.copy()
+    rhs[4] = 0
+    solution, info = solve_edge_preserving(EdgePreserving(images), rhs)
+    assert np.all(ops.convert_to_numpy(solution)[4] == 0)
+    assert ops.convert_to_numpy(info.iterations)[4] == 0
+    assert ops.convert_to_numpy(info.error)[4] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size,channels,rank", [(32, 3, 8), (32, 1, 5), (64, 3, 4)])
+def test_the_smallest_eigenpairs_are_those_of_scipy(size, channels, rank):
+    images, rhs = problems(size, channels)
+    images, rhs = images[:6], rhs[:6]
+    operator = EdgePreserving(images)
+    values, vectors = map(ops.convert_to_numpy, smallest_eigenpairs(operator, rank))
+    assert vectors.shape == (*images.shape, rank)
+    separate = 0
+    for i in range(len(images)):
+        expected, basis = scipy.sparse.linalg.eigsh(
+            matrix_of(operator, i), rank + 1, sigma=-1e-4
+        )
+        found = vectors[i].reshape(-1, rank).astype("float64")
+        np.testing.assert_allclose(values[i], expected[:rank], rtol=2e-3)
+        np.testing.assert_allclose(found.T @ found, np.eye(rank), atol=1e-4)
+        # Where the next eigenvalue is all but equal, no space is distinguished.
+        if expected[rank] < 1.005 * expected[rank - 1]:
+            continue
+        separate += 1
+        basis = basis[:, :rank]
+        assert scipy.linalg.subspace_angles(basis, found).max() < 1e-2
+        g = rhs[i].ravel().astype("float64")
+        direction = basis @ ((basis.T @ g) / expected[:rank])
+        projected = found @ ((found.T @ g) / values[i])
+        error = np.linalg.norm(projected - direction) / np.linalg.norm(direction)
+        assert error < 1e-2
+    assert separate >= 3
+
+
+def test_all_eigenpairs_of_a_tiny_image():
+    image = np.random.default_rng(0).uniform(size=(1, 2, 3, 1)).astype("float32")
+    operator = EdgePreserving(image)
+    values, vectors = smallest_eigenpairs(operator, 6)
+    expected = np.linalg.eigvalsh(matrix_of(operator, 0).toarray())
+    np.testing.assert_allclose(values[0], expected, rtol=1e-3)
+    with pytest.raises(ValueError, match="rank=7 for images of 6 values"):
+        smallest_eigenpairs(operator, 7)

@@ -1,0 +1,184 @@
+"""The bases of a whole data set, computed once and kept in a file."""
+
+import hashlib
+import json
+import os
+import pathlib
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_structadv.fields import check_images
+from keras_structadv.gradients import fused
+from keras_structadv.operators import EdgePreserving
+from keras_structadv.recoloring import (
+    check_recoloring_arguments,
+    recoloring_basis,
+    scaled_to_unit,
+)
+
+
+def precompute_basis(
+    images: Any,
+    path: str | os.PathLike,
+    rank: int = 8,
+    *,
+    coherence: float = 1.0,
+    damping: float = 1e-3,
+    edge_scale: float = 0.05,
+    value_range: tuple[float, float] = (0, 255),
+    dtype: str = "float16",
+    batch_size: int = 32,
+    verbose: int = 1,
+) -> np.memmap:
+    """Computes the recolouring basis of every image of a data set, once and for all.
+
+    The basis depends on the images alone and serves every model: give it with them,
+    under the key `"basis"`, to `AdversarialRecoloring`, or in the training data of
+    `AdversarialTraining`. It takes `2 * rank` bytes for each value of the images.
+
+    A run that is interrupted goes on where it was when it is called again. While it
+    runs, the array is in `path` with `.part` after it. Beside it, `.json` says what it
+    was made of. Where the file is complete, it is only opened.
+
+    Args:
+        images: (n, height, width, channels), in `value_range`: an array, a memory map,
+            or anything else with a shape whose slices are arrays.
+        path: of the `.npy` file to write.
+        rank: k, the number of eigenvectors for each image.
+        coherence: as in `adversarial_recoloring`.
+        damping: as in `adversarial_recoloring`.
+        edge_scale: as in `adversarial_recoloring`.
+        value_range: the lowest and the highest value of the images.
+        dtype: of the numbers in the file, `"float16"` or `"float32"`.
+        batch_size: images that are worked on together.
+        verbose: 0 for no progress bar.
+
+    Returns:
+        basis: (n, height, width, channels, k), of `dtype`, a read-only memory map; see
+        `recoloring_basis`.
+
+    Raises:
+        ValueError: if an argument is out of its range, or the file there is truncated
+            or was made of other images or with other arguments.
+
+    Example:
+    >>> import os, tempfile
+    >>> images = np.random.default_rng(0).uniform(0, 255, (3, 8, 8, 3))
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> path = os.path.join(folder.name, "basis.npy")
+    >>> basis = precompute_basis(images, path, rank=2, verbose=0)
+    >>> basis.shape, basis.dtype
+    ((3, 8, 8, 3, 2), dtype('float16'))
+
+    Reference: Luo, Mobahi, Bengio (2020), section 5, after eq. 33.
+    """
+    check_images(images, images)
+    check_recoloring_arguments(
+        coherence, damping, edge_scale, lam=None, rank=rank, rtol=0, max_iterations=1
+    )
+    if dtype not in ("float16", "float32"):
+        raise ValueError(f'Received dtype={dtype!r}. Pass "float16" or "float32".')
+    path = pathlib.Path(path)
+    shape = (*images.shape, int(rank))
+    made_of = {
+        "shape": list(shape),
+        "dtype": dtype,
+        "coherence": float(coherence),
+        "damping": float(damping),
+        "edge_scale": float(edge_scale),
+        "value_range": [float(value) for value in value_range],
+        "images": _digest(images, batch_size),
+    }
+    part, record = _with(path, ".part"), _with(path, ".json")
+    done = _done(path, part, record, made_of)
+    if done == 0:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write(record, {**made_of, "done": 0})
+        np.lib.format.open_memmap(part, "w+", dtype, shape)
+    if done < len(images):
+        basis = _open(part, shape, dtype, "r+")
+        bar = keras.utils.Progbar(len(images), verbose=verbose, unit_name="image")
+
+        def compute(batch: Any) -> Any:
+            operator = EdgePreserving(
+                scaled_to_unit(batch, value_range), coherence, damping, edge_scale
+            )
+            return recoloring_basis(operator, int(rank))
+
+        compiled = fused(compute, in_eager=True)
+        for start in range(done, len(images), batch_size):
+            batch = np.asarray(images[start : start + batch_size], "float32")
+            # The last batch is filled up, so that nothing is compiled for its size.
+            full = np.resize(batch, (batch_size, *batch.shape[1:]))
+            result = ops.convert_to_numpy(compiled(ops.convert_to_tensor(full)))
+            stop = start + len(batch)
+            basis[start:stop] = result[: len(batch)]
+            basis.flush()
+            _write(record, {**made_of, "done": stop})
+            bar.update(stop)
+        del basis
+    if part.exists():
+        _open(part, shape, dtype, "r")
+        os.replace(part, path)
+    return _open(path, shape, dtype, "r")
+
+
+def _done(
+    path: pathlib.Path, part: pathlib.Path, record: pathlib.Path, made_of: dict
+) -> int:
+    """Returns how many images are in the file that is there, if there is one."""
+    there = path if path.exists() else part
+    if not there.exists():
+        return 0
+    advice = "Pass another path, or delete it."
+    try:
+        found = json.loads(record.read_text())
+        done = int(found.pop("done"))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(
+            f"{there} is there, but not what tells how it was made, {record} "
+            f"({error}). {advice}"
+        ) from error
+    for name, value in made_of.items():
+        if found.get(name) != value:
+            what = "other images" if name == "images" else f"{name}={found.get(name)}"
+            asked = "these" if name == "images" else f"{name}={value}"
+            raise ValueError(f"{there} was made of {what}, not {asked}. {advice}")
+    return done
+
+
+def _open(path: pathlib.Path, shape: tuple, dtype: str, mode: str) -> np.memmap:
+    try:
+        basis = np.load(path, mmap_mode=mode, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(
+            f"{path} is truncated or not an array ({error}). Delete it, and run again."
+        ) from error
+    if basis.shape != shape or basis.dtype != dtype:
+        raise ValueError(
+            f"{path} holds {basis.dtype} of shape {basis.shape}, not {dtype} of shape "
+            f"{shape}. Pass another path, or delete it."
+        )
+    return basis
+
+
+def _digest(images: Any, batch_size: int) -> str:
+    digest = hashlib.sha256()
+    for start in range(0, len(images), batch_size):
+        batch = np.asarray(images[start : start + batch_size], "float32")
+        digest.update(np.ascontiguousarray(batch))
+    return digest.hexdigest()
+
+
+def _write(record: pathlib.Path, content: dict) -> None:
+    """Writes the record whole or not at all."""
+    fresh = _with(record, ".new")
+    fresh.write_text(json.dumps(content, indent=1))
+    os.replace(fresh, record)
+
+
+def _with(path: pathlib.Path, suffix: str) -> pathlib.Path:
+    return path.with_name(path.name + suffix)
