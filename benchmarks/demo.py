@@ -143,7 +143,7 @@ digits, glyphs = ksa.datasets.load_digits, ksa.datasets.load_glyphs
 DATA = {
     "digits": flow_task(functools.partial(digits, 200), 3.0),
     "glyphs": flow_task(functools.partial(glyphs, 6), 4.0),
-    "colour-glyphs": Task(load_colour_glyphs, 40, RECOLORING_ROWS, MAGNITUDES),
+    "colour-glyphs": Task(load_colour_glyphs, 20, RECOLORING_ROWS, MAGNITUDES),
     "digits-100": flow_task(functools.partial(digits, 100), 3.0),
     "digits-500": flow_task(functools.partial(digits, 500), 3.0),
 }

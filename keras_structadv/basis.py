@@ -10,7 +10,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_structadv.fields import check_images
+from keras_structadv.fields import check_images, range_pair
 from keras_structadv.gradients import fused
 from keras_structadv.operators import EdgePreserving
 from keras_structadv.recoloring import (
@@ -81,6 +81,7 @@ def precompute_basis(
     )
     if dtype not in ("float16", "float32"):
         raise ValueError(f'Received dtype={dtype!r}. Pass "float16" or "float32".')
+    value_range = range_pair("value_range", value_range)
     path = pathlib.Path(path)
     shape = (*images.shape, int(rank))
     made_of = {

@@ -131,13 +131,13 @@ def load_colour_glyphs(
 ) -> tuple[_Arrays, _Arrays]:
     """Returns the characters of `load_glyphs` in colours, with some pixel noise.
 
-    In training there are three palettes, pairs of a foreground and a background, and
-    each character has one of them at random. The second set is of other typefaces, in
-    the same palettes or in colours that were never seen. Colour tells nothing about
-    the class, but a model that saw only three palettes does not know that.
+    In training each character is painted in three palettes, pairs of a foreground and a
+    background. The second set is of other typefaces, in one of the same palettes or in
+    colours that were never seen. Colour tells nothing about the class, but a model that
+    saw only three palettes does not know that.
 
     Args:
-        train_typefaces: typefaces in the training set, between 1 and 17, 47 images
+        train_typefaces: typefaces in the training set, between 1 and 17, 141 images
             each. Three of the others are the validation set, the rest the test set.
         colours: `"unseen"` to paint each image of the second set in colours of its own,
             `"same"` to paint it in a palette of the training set.
@@ -173,20 +173,25 @@ def load_colour_glyphs(
         "validation": drawn[-validation:],
     }
     palettes = _draw_palettes(3, np.random.default_rng((seed, 0)))
-    result = []
-    for number, (name, paint) in enumerate([("train", "same"), (held_out, colours)], 1):
-        glyphs = np.concatenate(sets[name])
-        rng = np.random.default_rng((seed, number, held_out == "test"))
-        if paint == "same":
-            pairs = palettes[rng.integers(0, len(palettes), len(glyphs))]
-        else:
-            pairs = _draw_palettes(len(glyphs), rng)
+
+    def painted(glyphs: np.ndarray, pairs: np.ndarray, number: int) -> np.ndarray:
         back, front = pairs[:, 0, None, None], pairs[:, 1, None, None]
         images = back + glyphs / 255 * (front - back)
-        images = images + rng.normal(0, 8, images.shape)
-        images = images.round().clip(0, 255).astype("uint8")
-        result.append((images, np.tile(labels, len(sets[name]))))
-    return result[0], result[1]
+        noise = np.random.default_rng((seed, number)).normal(0, 8, images.shape)
+        return (images + noise).round().clip(0, 255).astype("uint8")
+
+    glyphs = np.concatenate(sets["train"] * 3)
+    pairs = np.repeat(palettes, len(glyphs) // 3, axis=0)
+    train = painted(glyphs, pairs, 1), np.resize(labels, len(glyphs))
+
+    glyphs = np.concatenate(sets[held_out])
+    number = 2 + (held_out == "test")
+    rng = np.random.default_rng((seed, number, colours == "same"))
+    if colours == "same":
+        pairs = palettes[rng.integers(0, len(palettes), len(glyphs))]
+    else:
+        pairs = _draw_palettes(len(glyphs), rng)
+    return train, (painted(glyphs, pairs, number), np.resize(labels, len(glyphs)))
 
 
 def load_photographs(

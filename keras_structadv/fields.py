@@ -39,6 +39,19 @@ def check_number(
         raise ValueError(f"Received {name}={value!r}. Pass a number {sign} 0{advice}.")
 
 
+def range_pair(name: str, value: Any) -> tuple[float, float]:
+    """Returns a pair (low, high) as a tuple.
+
+    Raises:
+        ValueError: if it is no pair of numbers, or low is not below high.
+    """
+    if not isinstance(value, (tuple, list)) or len(value) != 2 or value[0] >= value[1]:
+        raise ValueError(
+            f"Received {name}={value!r}. Pass a pair (low, high), low < high."
+        )
+    return tuple(value)
+
+
 def normalized(gradients: Any) -> tuple[Any, Any]:
     """Returns the gradient of each image over its peak, and the peaks.
 

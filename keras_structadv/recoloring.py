@@ -7,7 +7,13 @@ from typing import Any
 from keras import ops
 
 from keras_structadv.dct import low_dct2, low_idct2
-from keras_structadv.fields import check_images, check_number, limit_of, normalized
+from keras_structadv.fields import (
+    check_images,
+    check_number,
+    limit_of,
+    normalized,
+    range_pair,
+)
 from keras_structadv.operators import EdgePreserving
 from keras_structadv.solvers import smallest_eigenpairs, solve_edge_preserving
 
@@ -44,7 +50,8 @@ def adversarial_recoloring(
             as it stands, for images scaled to [0, 1]; only a perturbation that is
             larger than `magnitude` is scaled, down to it.
         rank: `None` for the whole operator; k for its k eigenvectors with the smallest
-            eigenvalues only, 1 <= k <= height * width * channels.
+            eigenvalues only, 1 <= k <= height * width * channels. The first of them,
+            as many as there are channels, are the constants, in no order: pass more.
         rtol: relative error, in the energy norm, at which the solve of an image stops.
             0.1 gives a direction within about 5 degrees of the exact one.
         max_iterations: upper bound of the iterations, >= 1, for all images.
@@ -74,6 +81,7 @@ def adversarial_recoloring(
     check_recoloring_arguments(
         coherence, damping, edge_scale, lam, rank, rtol, max_iterations
     )
+    value_range = range_pair("value_range", value_range)
     operator = EdgePreserving(
         scaled_to_unit(images, value_range), coherence, damping, edge_scale
     )
@@ -160,6 +168,7 @@ def recoloring_from_basis(
     Raises:
         ValueError: if the shapes do not fit.
     """
+    value_range = range_pair("value_range", value_range)
     rhs, peak = normalized(ops.convert_to_tensor(gradients, "float32"))
     return _limited(project(rhs, basis), peak, magnitude, lam, value_range)
 

@@ -42,9 +42,9 @@ def test_glyphs():
 
 def test_colour_glyphs():
     (x, y), (unseen, y_unseen) = datasets.load_colour_glyphs()
-    assert x.shape == (8 * 47, 28, 28, 3) and unseen.shape == (10 * 47, 28, 28, 3)
+    assert x.shape == (3 * 8 * 47, 28, 28, 3) and unseen.shape == (10 * 47, 28, 28, 3)
     assert x.dtype == np.uint8 and y.dtype == np.int32
-    assert np.all(np.bincount(y) == 8) and np.all(np.bincount(y_unseen) == 10)
+    assert np.all(np.bincount(y) == 24) and np.all(np.bincount(y_unseen) == 10)
     (again, _), (same, y_same) = datasets.load_colour_glyphs(colours="same")
     np.testing.assert_array_equal(again, x)
     np.testing.assert_array_equal(y_same, y_unseen)

@@ -12,6 +12,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_structadv.fields import range_pair
 from keras_structadv.gradients import per_image_gradients, visible
 from keras_structadv.losses import TARGETS, check_length, random_wrong
 
@@ -92,7 +93,7 @@ class StructuredAdversary(keras.layers.Layer):
         self.target = target
         self.steps = int(steps)
         self.loss = loss
-        self.value_range = _pair("value_range", value_range)
+        self.value_range = range_pair("value_range", value_range)
         self.seed = seed
         self.data_format = data_format or keras.config.image_data_format()
         if self.data_format not in ("channels_last", "channels_first"):
@@ -539,11 +540,3 @@ def strength_range(name: str, value: Any) -> tuple[float, float]:
             f"U(0, {name}), or a pair (low, high) with 0 <= low <= high."
         )
     return float(pair[0]), float(pair[1])
-
-
-def _pair(name: str, value: Any) -> tuple[float, float]:
-    if not isinstance(value, (tuple, list)) or len(value) != 2 or value[0] >= value[1]:
-        raise ValueError(
-            f"Received {name}={value!r}. Pass a pair (low, high), low < high."
-        )
-    return tuple(value)

@@ -1,0 +1,150 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import numpy as np
+import pytest
+
+import keras_structadv as ksa
+from keras_structadv.operators import EdgePreserving
+from keras_structadv.recoloring import recoloring_basis
+
+
+@pytest.fixture(scope="module")
+def images():
+    (x, _), _ = ksa.datasets.load_photographs(size=12, crops=1)
+    return x
+
+
+def compute(images, path, rank=3, batch_size=4, **kwargs):
+    return ksa.precompute_basis(
+        images, path, rank, batch_size=batch_size, verbose=0, **kwargs
+    )
+
+
+def test_it_is_the_basis_of_each_image(images, tmp_path):
+    basis = compute(images, tmp_path / "new" / "basis.npy", dtype="float32")
+    assert basis.shape == (10, 12, 12, 3, 3) and basis.dtype == np.float32
+    assert not basis.flags.writeable
+    expected = recoloring_basis(EdgePreserving(images.astype("float32") / 255), 3)
+    for found, wanted in zip(basis, np.asarray(expected)):
+        # Eigenvectors have no sign, and those of the constants no order.
+        found, wanted = (v.reshape(-1, 3) for v in (found, wanted))
+        np.testing.assert_allclose(found @ found.T, wanted @ wanted.T, atol=0.01)
+    assert sorted(os.listdir(tmp_path / "new")) == ["basis.npy", "basis.npy.json"]
+    plain = np.load(tmp_path / "new" / "basis.npy")
+    np.testing.assert_array_equal(plain, basis)
+
+
+def test_a_complete_file_is_only_opened(images, tmp_path, monkeypatch):
+    first = compute(images, tmp_path / "basis.npy")
+    assert first.dtype == np.float16
+    monkeypatch.setattr(ksa.basis, "recoloring_basis", None)
+    np.testing.assert_array_equal(compute(images, tmp_path / "basis.npy"), first)
+
+
+SCRIPT = """
+    import sys
+    import keras_structadv as ksa
+    (images, _), _ = ksa.datasets.load_photographs(size=12, crops=1)
+    ksa.precompute_basis(images, sys.argv[1], 3, batch_size=1, verbose=0)
+"""
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_goes_on_to_the_same_file(images, tmp_path):
+    whole, killed = tmp_path / "whole.npy", tmp_path / "killed.npy"
+    compute(images, whole, batch_size=1)
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(SCRIPT), str(killed)]
+    )
+    record = tmp_path / "killed.npy.json"
+    deadline = time.monotonic() + 120
+    done = 0
+    while done == 0 and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.005)
+        done = json.loads(record.read_text())["done"] if record.exists() else 0
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = json.loads(record.read_text())["done"]
+    assert 0 < done < len(images), "it was not killed in the middle"
+    assert not killed.exists()
+    compute(images, killed, batch_size=1)
+    assert killed.read_bytes() == whole.read_bytes()
+
+
+def test_an_interrupted_run_does_not_compute_again(images, tmp_path, monkeypatch):
+    path = tmp_path / "basis.npy"
+    write, written = ksa.basis._write, []
+
+    def interrupted(record, content):
+        write(record, content)
+        written.append(content["done"])
+        if content["done"] == 8:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(ksa.basis, "_write", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        compute(images, path)
+    assert written == [0, 4, 8] and not path.exists()
+    written.clear()
+    compute(images, path)
+    assert written == [10]
+    np.testing.assert_array_equal(compute(images, path), np.load(path))
+
+
+def test_a_truncated_file_is_named(images, tmp_path):
+    path = tmp_path / "basis.npy"
+    compute(images, path)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="basis.npy is truncated.*[Dd]elete it"):
+        compute(images, path)
+    path.write_bytes(b"")
+    with pytest.raises(ValueError, match="basis.npy is truncated"):
+        compute(images, path)
+
+
+@pytest.mark.parametrize(
+    "change,message",
+    [
+        ({"rank": 2}, r"shape=\[10, 12, 12, 3, 3\].*another path"),
+        ({"coherence": 2.0}, "coherence=1.0, not coherence=2.0"),
+        ({"value_range": (0, 256)}, "value_range="),
+        ({"dtype": "float32"}, "dtype=float16, not dtype=float32"),
+    ],
+)
+def test_a_file_of_other_arguments_is_named(images, tmp_path, change, message):
+    path = tmp_path / "basis.npy"
+    compute(images, path)
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=message):
+        compute(images, path, **change)
+    assert path.read_bytes() == before
+
+
+def test_foreign_files_are_named(images, tmp_path):
+    path = tmp_path / "basis.npy"
+    compute(images, path)
+    with pytest.raises(ValueError, match="made of other images"):
+        compute(images[::-1], path)
+    np.save(tmp_path / "mine.npy", np.zeros(3))
+    with pytest.raises(ValueError, match="mine.npy is there, but not what tells"):
+        compute(images, tmp_path / "mine.npy")
+    (tmp_path / "basis.npy.json").write_text("{")
+    with pytest.raises(ValueError, match="basis.npy is there, but not what tells"):
+        compute(images, path)
+    assert len(np.load(tmp_path / "mine.npy")) == 3
+
+
+def test_bad_arguments_are_named(images, tmp_path):
+    with pytest.raises(ValueError, match="dtype='int8'"):
+        compute(images, tmp_path / "basis.npy", dtype="int8")
+    with pytest.raises(ValueError, match="rank=0"):
+        compute(images, tmp_path / "basis.npy", rank=0)
+    with pytest.raises(ValueError, match=r"images of shape \(12, 12, 3\)"):
+        compute(images[0], tmp_path / "basis.npy")
+    assert os.listdir(tmp_path) == []
