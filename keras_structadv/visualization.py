@@ -1,6 +1,6 @@
 """Pictures of what an adversary does. Matplotlib is imported where it is used."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,28 +39,19 @@ def plot_flow(
 
     Reference: in the manner of Luo, Mobahi, Bengio (2020), figure 2.
     """
-    from matplotlib.figure import Figure
-
     count = len(images)
     before = ["image"] * count if before is None else before
     after = ["warped"] * count if after is None else after
-    if {len(flows), len(before), len(after)} != {count}:
-        raise ValueError(
-            f"Received {count} images, {len(flows)} flows and {len(before)} and "
-            f"{len(after)} titles. Pass one for each image."
-        )
-    figure = Figure(figsize=(6.6, 2.3 * count), layout="constrained")
-    axes = figure.subplots(count, 3, squeeze=False)
+    _check_counts(images=images, flows=flows, before=before, after=after)
+    figure, axes = _rows(count, 3)
     for row, image, flow, first, last in zip(axes, images, flows, before, after):
         image = np.asarray(image, "float32")
         flow = np.asarray(flow, "float32")
         warped = ops.convert_to_numpy(dense_image_warp(image[None], flow[None]))[0]
         longest = np.linalg.norm(flow, axis=-1).max()
         titles = (first, f"flow, up to {longest:.1f} px", last)
-        for axis, picture, title in zip(row, (image, image, warped), titles):
-            axis.imshow(_unit(picture, value_range), cmap="gray", vmin=0, vmax=1)
-            axis.set_title(title, fontsize=9)
-            axis.set_axis_off()
+        pictures = (_unit(x, value_range) for x in (image, image, warped))
+        _show(row, pictures, titles)
         height, width = flow.shape[:2]
         step = max(1, round(max(height, width) / arrows))
         y, x = np.mgrid[step // 2 : height : step, step // 2 : width : step]
@@ -69,6 +60,97 @@ def plot_flow(
             x, y, dx, dy, angles="xy", scale_units="xy", scale=1, color="tab:orange"
         )
     return figure
+
+
+def plot_recoloring(
+    images: Any,
+    gradients: Any,
+    perturbations: Any,
+    *,
+    before: Sequence[str] | None = None,
+    after: Sequence[str] | None = None,
+    value_range: tuple[float, float] = (0, 255),
+) -> Any:
+    """Returns a figure: original, raw gradient, perturbation, result, a row for each.
+
+    Args:
+        images: a batch, or a sequence of images of different sizes, each
+            (height, width, channels) in `value_range`, with 1 or 3 channels.
+        gradients: for each image, of its shape; shown around grey, each at its own
+            scale.
+        perturbations: for each image, of its shape; shown likewise.
+        before: titles of the originals, e.g. the model's answer and confidence.
+        after: titles of the results.
+        value_range: the lowest and the highest value of the images.
+
+    Returns:
+        A `matplotlib.figure.Figure`.
+
+    Raises:
+        ValueError: if the numbers of images, gradients, perturbations and titles
+            differ, or their shapes do not fit.
+
+    Reference: in the manner of Luo, Mobahi, Bengio (2020), figure 1.
+    """
+    count = len(images)
+    before = ["image"] * count if before is None else before
+    after = ["recoloured"] * count if after is None else after
+    _check_counts(
+        images=images,
+        gradients=gradients,
+        perturbations=perturbations,
+        before=before,
+        after=after,
+    )
+    figure, axes = _rows(count, 4)
+    for row, *arrays, first, last in zip(
+        axes, images, gradients, perturbations, before, after
+    ):
+        image, gradient, perturbation = (np.asarray(x, "float32") for x in arrays)
+        if not image.shape == gradient.shape == perturbation.shape:
+            raise ValueError(
+                f"Received an image of shape {image.shape}, its gradient of shape "
+                f"{gradient.shape} and its perturbation of shape {perturbation.shape}. "
+                "The three must be equal."
+            )
+        span = value_range[1] - value_range[0]
+        size = np.sqrt(np.mean(np.square(perturbation))) / span
+        pictures = (
+            _unit(image, value_range),
+            _around_grey(gradient),
+            _around_grey(perturbation),
+            _unit(image + perturbation, value_range),
+        )
+        _show(row, pictures, (first, "gradient", f"change, RMS {size:.2f}", last))
+    return figure
+
+
+def _check_counts(**sequences: Any) -> None:
+    counts = {name: len(sequence) for name, sequence in sequences.items()}
+    if len(set(counts.values())) > 1:
+        listed = ", ".join(f"{count} {name}" for name, count in counts.items())
+        raise ValueError(f"Received {listed}. Pass one for each image.")
+
+
+def _rows(count: int, columns: int) -> tuple[Any, np.ndarray]:
+    """Returns a figure with one row of axes for each image."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(2.2 * columns, 2.3 * count), layout="constrained")
+    return figure, figure.subplots(count, columns, squeeze=False)
+
+
+def _show(row: Any, pictures: Iterable[np.ndarray], titles: Iterable[str]) -> None:
+    for axis, picture, title in zip(row, pictures, titles):
+        axis.imshow(picture, cmap="gray", vmin=0, vmax=1)
+        axis.set_title(title, fontsize=9)
+        axis.set_axis_off()
+
+
+def _around_grey(field: np.ndarray) -> np.ndarray:
+    """Returns a field with zero as grey; its largest values, bar outliers, as ends."""
+    size = np.quantile(np.abs(field), 0.99) or np.abs(field).max() or 1.0
+    return _unit(field, (-size, size))
 
 
 def _unit(image: np.ndarray, value_range: tuple[float, float]) -> np.ndarray:

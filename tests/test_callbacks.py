@@ -889,3 +889,184 @@ def test_where_gradients_cannot_be_reused_is_named(images, labels):
 def test_what_cannot_be_reused_is_named(kwargs, message):
     with pytest.raises(ValueError, match=message + '.*gradient="fresh"'):
         reuse(ksa.AdversarialFlow(**kwargs))
+
+
+# Several layers, and recolouring.
+
+
+def recolor(**kwargs):
+    return ksa.AdversarialRecoloring(
+        **{"value_range": (0, 1), "rate": 0.5, "seed": 2, **kwargs}
+    )
+
+
+@pytest.mark.parametrize("execution", [{}, {"jit_compile": True}], ids=str)
+def test_layers_act_one_after_the_other(execution, images, labels):
+    model = build("functional", **execution)
+    both = [layer(), recolor()]
+    history = model.fit(
+        images,
+        labels,
+        batch_size=6,
+        shuffle=False,
+        verbose=0,
+        callbacks=[ksa.AdversarialTraining(both)],
+    ).history
+    by_hand = build("functional")
+    moved = layer().bind(by_hand)(images, labels)[0]
+    moved = recolor().bind(by_hand)(moved, labels)[0]
+    by_hand.train_on_batch(ops.convert_to_numpy(moved), labels)
+    assert_same_weights(model, by_hand)
+    assert 1 < history["mean_displacement"][0] < 2
+    assert 0 < history["mean_magnitude"][0] < 0.1
+    assert history["adversarial_loss_gain"][0] > 0
+    assert_plain(model)
+    assert all(x.binding.model is None for x in both)
+
+
+@pytest.mark.parametrize("execution", [{}, {"jit_compile": True}], ids=str)
+def test_one_store_serves_several_layers(execution, images, labels):
+    both = [layer(rate=1.0), recolor(rate=1.0, magnitude=(0.05, 0.1))]
+    store = ksa.GradientStore(64, size=6)
+    callback = ksa.AdversarialTraining(both, gradient=store)
+    model = build("functional", **execution)
+    history = model.fit(
+        images, labels, batch_size=6, epochs=3, verbose=0, callbacks=[callback]
+    ).history
+    # Of the flow two components, of the recolouring one channel.
+    assert store._codes.shape == (65, 3 * 6 * 6)
+    assert history["gradient_hit_rate"] == [0, 1, 1]
+    assert history["mean_displacement"][0] == history["mean_magnitude"][0] == 0
+    assert 1 < history["mean_displacement"][1] < 2
+    assert 0.05 < history["mean_magnitude"][1] < 0.1
+    assert history["adversarial_loss_gain"][1] > 0
+
+
+def test_reused_recolouring_is_that_of_the_last_gradient(images, labels):
+    """What the second epoch trains on, made by hand from the first one's gradient."""
+    import tensorflow as tf
+
+    model = build("subclassed")
+    start = model.get_weights()
+    adversary = recolor(rate=1.0, magnitude=(0.1, 0.1))
+    model.fit(
+        images,
+        labels,
+        batch_size=6,
+        epochs=2,
+        shuffle=False,
+        verbose=0,
+        callbacks=[ksa.AdversarialTraining(adversary, gradient="reuse")],
+    )
+    by_hand = build("subclassed")
+    by_hand.set_weights(start)
+    x = tf.constant(images)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        loss = loss_from_logits(labels, by_hand(x))
+    gradient = tape.gradient(loss, x)  # 8x8 pixels: all frequencies are kept
+    by_hand.train_on_batch(images, labels)
+    change = ksa.adversarial_recoloring(
+        images, gradient, magnitude=0.1, value_range=(0, 1)
+    )
+    changed = np.clip(images + ops.convert_to_numpy(change), 0, 1)
+    by_hand.train_on_batch(changed, labels)
+    assert_same_weights(model, by_hand, atol=1e-4)
+
+
+def test_recolouring_from_a_basis_in_the_data(images, labels, tmp_path):
+    basis = ksa.precompute_basis(
+        images, tmp_path / "basis.npy", rank=4, value_range=(0, 1), verbose=0
+    )
+    model = build("functional")
+    data = {"images": images, "basis": np.asarray(basis)}
+    model.fit(
+        data,
+        labels,
+        batch_size=6,
+        shuffle=False,
+        verbose=0,
+        callbacks=[ksa.AdversarialTraining(recolor(rate=1.0))],
+    )
+    by_hand = build("functional")
+    moved = recolor(rate=1.0).bind(by_hand)({**data, "labels": labels})["images"]
+    by_hand.train_on_batch(ops.convert_to_numpy(moved), labels)
+    assert_same_weights(model, by_hand, atol=1e-4)
+    model = build("functional")
+    history = model.fit(
+        {**data, "ids": np.arange(6)},
+        labels,
+        epochs=2,
+        verbose=0,
+        callbacks=[ksa.AdversarialTraining(recolor(rate=1.0), gradient="reuse")],
+    ).history
+    assert history["gradient_hit_rate"] == [0, 1]
+    assert history["mean_magnitude"][1] > 0
+    with pytest.raises(ValueError, match="one input.*basis"):
+        build("functional").fit(
+            data, labels, verbose=0, callbacks=[ksa.AdversarialTraining(layer())]
+        )
+
+
+@pytest.mark.parametrize("gradient", ["fresh", "reuse"])
+def test_ids_are_unpacked_where_nothing_is_augmented(gradient, images, labels):
+    model, plain = build("functional"), build("functional")
+    model.fit(
+        {"images": images, "ids": np.arange(6)},
+        labels,
+        batch_size=6,
+        epochs=2,
+        shuffle=False,
+        verbose=0,
+        callbacks=[ksa.AdversarialTraining(layer(rate=0.0), gradient=gradient)],
+    )
+    plain.fit(images, labels, batch_size=6, epochs=2, shuffle=False, verbose=0)
+    assert_same_weights(model, plain, atol=1e-6)
+
+
+@pytest.mark.parametrize("gradient", ["fresh", "reuse"])
+def test_the_gain_stays_positive_and_the_seeds_reproduce(gradient):
+    (x, y), _ = ksa.datasets.load_colour_glyphs(train_typefaces=1)
+    x, y = x[: 3 * 47], y[: 3 * 47]
+
+    def train(seed):
+        keras.utils.set_random_seed(0)
+        model = keras.Sequential(
+            [
+                keras.Input((28, 28, 3)),
+                layers.Rescaling(1 / 255),
+                layers.Conv2D(8, 3, strides=2, activation="relu"),
+                layers.Flatten(),
+                layers.Dense(47),
+            ]
+        )
+        model.compile(keras.optimizers.Adam(1e-3), loss_from_logits)
+        adversary = ksa.AdversarialRecoloring(0.2, seed=seed)
+        callback = ksa.AdversarialTraining(adversary, gradient=gradient)
+        return model.fit(x, y, 47, 4, verbose=0, callbacks=[callback]).history
+
+    first = train(1)
+    start = 0 if gradient == "fresh" else 1
+    assert np.all(np.array(first["adversarial_loss_gain"][start:]) > 0)
+    np.testing.assert_allclose(train(1)["loss"], first["loss"], rtol=1e-4)
+    assert abs(train(2)["loss"][-1] - first["loss"][-1]) > 1e-4
+
+
+def test_a_value_range_that_is_not_that_of_the_images_is_named(images, labels):
+    callback = ksa.AdversarialTraining(recolor(value_range=(0, 255)))
+    model = build("functional")
+    with pytest.warns(UserWarning, match=r"value_range=\(0, 255\).*\(0, 1\)"):
+        model.fit(images, labels, verbose=0, callbacks=[callback])
+    model.fit(images, labels, verbose=0, callbacks=[callback])  # once is enough
+
+
+def test_lists_that_make_no_sense_are_named():
+    one = layer()
+    with pytest.raises(ValueError, match="occurs twice.*steps=2"):
+        ksa.AdversarialTraining([one, one])
+    with pytest.raises(ValueError, match=r"layer=\[\]"):
+        ksa.AdversarialTraining([])
+    with pytest.raises(ValueError, match="list of them"):
+        ksa.AdversarialTraining([one, "flow"])
+    with pytest.raises(ValueError, match="lam=1.0.*leave lam=None"):
+        ksa.AdversarialTraining([one, recolor(lam=1.0)], gradient="reuse")

@@ -28,3 +28,30 @@ def test_plot_flow_draws_images_arrows_and_warped(tmp_path):
 def test_plot_flow_names_what_does_not_fit():
     with pytest.raises(ValueError, match="2 images, 1 flows"):
         visualization.plot_flow(np.zeros((2, 8, 8, 1)), np.zeros((1, 8, 8, 2)))
+
+
+def test_plot_recoloring_draws_what_was_there_and_what_became_of_it(tmp_path):
+    rng = np.random.default_rng(0)
+    images = [np.full((12, 10, 3), 102.0), rng.uniform(0, 255, (8, 8, 1))]
+    gradients = [rng.normal(size=image.shape) for image in images]
+    changes = [np.full((12, 10, 3), 51.0), np.zeros((8, 8, 1))]
+    figure = visualization.plot_recoloring(images, gradients, changes, after=["a", "b"])
+    axes = np.reshape(figure.axes, (2, 4))
+    titles = [axis.get_title() for axis in axes[0]]
+    assert titles == ["image", "gradient", "change, RMS 0.20", "a"]
+    shown = [axis.images[0].get_array() for axis in axes[0]]
+    np.testing.assert_allclose(shown[0], 0.4, atol=1e-6)
+    np.testing.assert_allclose(shown[2], 1.0)
+    np.testing.assert_allclose(shown[3], 0.6, atol=1e-6)
+    assert np.corrcoef(shown[1].ravel(), gradients[0].ravel())[0, 1] > 0.9
+    np.testing.assert_allclose(axes[1, 2].images[0].get_array(), 0.5)  # no change
+    figure.savefig(tmp_path / "recoloring.png")
+    assert (tmp_path / "recoloring.png").stat().st_size > 5000
+
+
+def test_plot_recoloring_names_what_does_not_fit():
+    image = np.zeros((1, 8, 8, 1))
+    with pytest.raises(ValueError, match="1 images, 2 gradients"):
+        visualization.plot_recoloring(image, np.zeros((2, 8, 8, 1)), image)
+    with pytest.raises(ValueError, match=r"gradient of shape \(4, 8, 1\)"):
+        visualization.plot_recoloring(image, image[:, :4], image)

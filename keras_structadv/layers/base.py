@@ -345,7 +345,7 @@ class StructuredAdversary(keras.layers.Layer):
             args = [np.asarray(x) if _is_python_data(x) else x for x in args]
             return super().__call__(images, *args, **kwargs)
         for key in _FIELD_KEYS:
-            if key in images:
+            if key in images and self.moves_pixels:
                 raise NotImplementedError(
                     f"Received the key {key!r}: moving it with the image comes in a "
                     "later release, and leaving it where it was would be wrong."
@@ -362,7 +362,9 @@ class StructuredAdversary(keras.layers.Layer):
             for key in (*_KEYS, *self.extra_keys)
             if images.get(key) is not None
         }
-        return {**images, **super().__call__(known, *args, **kwargs)}
+        result = super().__call__(known, *args, **kwargs)
+        untouched = {key: images[key] for key in self.extra_keys if key in images}
+        return {**images, **result, **untouched}
 
     def call(
         self,
