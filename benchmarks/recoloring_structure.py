@@ -1,0 +1,158 @@
+"""Whether a recolouring keeps contours, and raises the loss all the same.
+
+Small CNNs are trained to tell ten photographs apart, by 64x64 crops of their left
+halves. Crops of the right halves are changed by a root mean square of 0.08: along the
+raw gradient, by the paper's own operator (coherence=0, damped), by ours, and by ours
+with noise in the place of the gradient. Contours are kept if what the change adds to the
+slopes of the image lies on its edges.
+
+    python -m benchmarks.recoloring_structure [--models 5] [--picture FILE]
+"""
+
+import argparse
+
+import keras
+import numpy as np
+from keras import layers
+
+import keras_structadv as ksa
+from benchmarks.demo import mean_and_error
+from keras_structadv.datasets import PHOTOGRAPHS
+
+MAGNITUDE = 0.08
+PICTURED = ("chelsea", "coffee", "motorcycle", "china")
+
+
+def train(seed: int) -> keras.Model:
+    """Returns a model that tells the photographs apart."""
+    (x, y), _ = ksa.datasets.load_photographs(crops=100, seed=seed)
+    keras.utils.set_random_seed(seed)
+    model = keras.Sequential([keras.Input((64, 64, 3)), layers.Rescaling(1 / 255)])
+    for filters in (16, 32, 64):
+        model.add(layers.Conv2D(filters, 3, padding="same", use_bias=False))
+        model.add(layers.BatchNormalization(momentum=0.9))
+        model.add(layers.ReLU())
+        model.add(layers.MaxPooling2D())
+    model.add(layers.GlobalAveragePooling2D())
+    model.add(layers.Dense(10))
+    model.compile(
+        keras.optimizers.Adam(3e-3),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+    )
+    model.fit(x, y, 50, 10, verbose=0)
+    return model
+
+
+def squared_slope(fields: np.ndarray) -> np.ndarray:
+    """Returns the squared slope at each pixel, over all channels."""
+    down = np.square(np.diff(fields, axis=1)).sum(axis=-1)[:, :, :-1]
+    right = np.square(np.diff(fields, axis=2)).sum(axis=-1)[:, :-1]
+    return down + right
+
+
+def share_on_edges(images: np.ndarray, changes: np.ndarray) -> np.ndarray:
+    """Returns how much of a change's squared slope is on the fifth with most edges."""
+    edges = squared_slope(images.astype("float64"))
+    strongest = edges >= np.quantile(edges, 0.8, axis=(1, 2), keepdims=True)
+    slopes = squared_slope(changes)
+    return (slopes * strongest).sum(axis=(1, 2)) / slopes.sum(axis=(1, 2))
+
+
+def changes_of(x: np.ndarray, gradients: np.ndarray) -> dict[str, np.ndarray]:
+    """Returns the changes that are compared, all of the same size."""
+
+    def recolor(direction, **arguments):
+        return np.asarray(
+            ksa.adversarial_recoloring(
+                x, direction, magnitude=MAGNITUDE, rtol=0.01, **arguments
+            )
+        )
+
+    size = np.sqrt(np.mean(np.square(gradients), axis=(1, 2, 3), keepdims=True))
+    noise = np.random.default_rng(0).normal(size=x.shape)
+    return {
+        "raw gradient": gradients * (255 * MAGNITUDE / size),
+        "the paper's operator": recolor(gradients, coherence=0.0, max_iterations=1000),
+        "ours": recolor(gradients, max_iterations=200),
+        "ours, of noise": recolor(noise, max_iterations=200),
+    }
+
+
+def measure(seed: int, picture: str | None = None) -> dict[str, np.ndarray]:
+    """Returns, for one model, the mean of each photograph in each column."""
+    model = train(seed)
+    _, (x, y) = ksa.datasets.load_photographs(crops=20, seed=seed)
+    x = x.astype("float32")
+    accuracy = model.evaluate(x, y, 100, verbose=0)[1]
+    print(f"model {seed}: accuracy on the right halves {accuracy:.3f}", flush=True)
+    gradients = np.asarray(ksa.per_image_gradients(model, x, y))
+    changes = changes_of(x, gradients)
+    entropy = keras.losses.SparseCategoricalCrossentropy(True, reduction="none")
+
+    def losses(images):
+        return np.asarray(entropy(y, model.predict(images, 100, verbose=0)))
+
+    before = losses(x)
+    columns = {}
+    for name, change in changes.items():
+        rise = losses(np.clip(x + change, 0, 255)) - before
+        columns[f"{name}: on edges"] = share_on_edges(x, change)
+        columns[f"{name}: loss"] = rise
+    if picture:
+        draw(model, x, y, gradients, changes["ours"], picture)
+    return {k: v.reshape(len(PHOTOGRAPHS), -1).mean(axis=1) for k, v in columns.items()}
+
+
+def main() -> None:
+    """Prints the table and, if asked for, draws the picture."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", type=int, default=5)
+    parser.add_argument("--picture", help="file to write the picture to")
+    options = parser.parse_args()
+    results = [
+        measure(seed, options.picture if seed == 0 else None)
+        for seed in range(options.models)
+    ]
+    print(f"\nmean over {options.models} models; changes of RMS {MAGNITUDE}")
+    print("| photograph | " + " | ".join(results[0]) + " |")
+    print("|---" * (1 + len(results[0])) + "|")
+    columns = {k: np.stack([r[k] for r in results]) for k in results[0]}
+    for i, name in enumerate(PHOTOGRAPHS):
+        cells = [f"{values[:, i].mean():+.2f}" for values in columns.values()]
+        print(f"| {name} | " + " | ".join(cells) + " |")
+    means = {k: values.mean(axis=1) for k, values in columns.items()}  # one per model
+    cells = [mean_and_error(values, "{:.2f}") for values in means.values()]
+    print("| *mean* | " + " | ".join(cells) + " |")
+    for other in ("raw gradient", "the paper's operator", "ours, of noise"):
+        difference = means["ours: loss"] - means[f"{other}: loss"]
+        print(f"loss, ours minus {other}:", mean_and_error(difference, "{:+.2f}"))
+
+
+def draw(model, x, y, gradients, changes, path) -> None:
+    """Draws, of four photographs, the crop that lost most of its confidence."""
+    softmax = keras.Sequential([model, layers.Softmax()])
+    changed = np.clip(x + changes, 0, 255)
+    before, after = (softmax.predict(v, 100, verbose=0) for v in (x, changed))
+    place = np.arange(len(y))
+    fall = np.where(before.argmax(axis=1) == y, before[place, y] - after[place, y], -1)
+    chosen = [
+        place[y == k][fall[y == k].argmax()] for k in map(PHOTOGRAPHS.index, PICTURED)
+    ]
+    titles = [
+        [f"{PHOTOGRAPHS[p[i].argmax()]} {p[i].max():.0%}" for i in chosen]
+        for p in (before, after)
+    ]
+    figure = ksa.visualization.plot_recoloring(
+        x[chosen],
+        gradients[chosen],
+        changes[chosen],
+        before=titles[0],
+        after=titles[1],
+    )
+    figure.savefig(path, dpi=110)
+    print(f"wrote {path}")
+
+
+if __name__ == "__main__":
+    main()
