@@ -3,8 +3,8 @@
 Small CNNs are trained to tell ten photographs apart, by 64x64 crops of their left
 halves. Crops of the right halves are changed by a root mean square of 0.08: along the
 raw gradient, by the paper's own operator (coherence=0, damped), by ours, and by ours
-with noise in the place of the gradient. Contours are kept if what the change adds to the
-slopes of the image lies on its edges.
+with noise in the place of the gradient. Contours are kept if what the change adds to
+the slopes of the image lies on its edges.
 
     python -m benchmarks.recoloring_structure [--models 5] [--picture FILE]
 """
