@@ -96,10 +96,10 @@ RECOLORING_ROWS = {
 # Chosen on the validation set by `python -m benchmarks.recoloring_strengths`.
 MAGNITUDES = {
     "none": 0.0,
-    "colour jitter": 0.3,
-    "random recolouring": 0.3,
+    "colour jitter": 0.7,
+    "random recolouring": 0.7,
     "adversarial recolouring, fresh": 0.3,
-    "adversarial recolouring, reused": 0.3,
+    "adversarial recolouring, reused": 0.7,
 }
 
 
