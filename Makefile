@@ -25,6 +25,7 @@ lint: .venv/installed
 
 bench: .venv/installed
 	$(BIN)/python -m benchmarks.solve_and_warp
+	$(BIN)/python -m benchmarks.recoloring_solve
 	$(BIN)/python -m benchmarks.step_overhead
 
 clean:
