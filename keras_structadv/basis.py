@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import math
+import numbers
 import os
 import pathlib
 from typing import Any
@@ -53,7 +55,8 @@ def precompute_basis(
         edge_scale: as in `adversarial_recoloring`.
         value_range: the lowest and the highest value of the images.
         dtype: of the numbers in the file, `"float16"` or `"float32"`.
-        batch_size: images that are worked on together.
+        batch_size: images that are worked on together; each value of an image takes
+            some `80 * (rank + 4)` bytes of memory meanwhile.
         verbose: 0 for no progress bar.
 
     Returns:
@@ -62,7 +65,8 @@ def precompute_basis(
 
     Raises:
         ValueError: if an argument is out of its range, or the file there is truncated
-            or was made of other images or with other arguments.
+            or was made of other images or with other arguments, or an image is not
+            finite.
 
     Example:
     >>> import os, tempfile
@@ -75,10 +79,21 @@ def precompute_basis(
 
     Reference: Luo, Mobahi, Bengio (2020), section 5, after eq. 33.
     """
+    if not hasattr(images, "shape"):
+        images = np.asarray(images)
     check_images(images, images)
     check_recoloring_arguments(
         coherence, damping, edge_scale, lam=None, rank=rank, rtol=0, max_iterations=1
     )
+    unknowns = math.prod(images.shape[1:])
+    if len(images) == 0 or rank is None or rank > unknowns:
+        raise ValueError(
+            f"Received rank={rank} for {len(images)} images of {unknowns} values. Pass "
+            "at least one image, and a rank of at most that."
+        )
+    if not isinstance(batch_size, numbers.Integral) or batch_size < 1:
+        raise ValueError(f"Received batch_size={batch_size!r}. Pass an integer >= 1.")
+    batch_size = min(int(batch_size), len(images))
     if dtype not in ("float16", "float32"):
         raise ValueError(f'Received dtype={dtype!r}. Pass "float16" or "float32".')
     value_range = range_pair("value_range", value_range)
@@ -112,6 +127,12 @@ def precompute_basis(
         compiled = fused(compute, in_eager=True)
         for start in range(done, len(images), batch_size):
             batch = np.asarray(images[start : start + batch_size], "float32")
+            finite = np.isfinite(batch).all(axis=(1, 2, 3))
+            if not finite.all():
+                raise ValueError(
+                    f"Image {start + int(finite.argmin())} has values that are not "
+                    "finite. Replace or remove them."
+                )
             # The last batch is filled up, so that nothing is compiled for its size.
             full = np.resize(batch, (batch_size, *batch.shape[1:]))
             result = ops.convert_to_numpy(compiled(ops.convert_to_tensor(full)))
@@ -121,7 +142,7 @@ def precompute_basis(
             _write(record, {**made_of, "done": stop})
             bar.update(stop)
         del basis
-    if part.exists():
+    if not path.exists():
         _open(part, shape, dtype, "r")
         os.replace(part, path)
     return _open(path, shape, dtype, "r")
@@ -143,6 +164,13 @@ def _done(
             f"{there} is there, but not what tells how it was made, {record} "
             f"({error}). {advice}"
         ) from error
+    if there == path and done < made_of["shape"][0]:
+        raise ValueError(
+            f"{path} is there, but {record} is that of a run that did not finish. "
+            f"{advice}"
+        )
+    if done == 0:  # nothing is lost
+        return 0
     for name, value in made_of.items():
         if found.get(name) != value:
             what = "other images" if name == "images" else f"{name}={found.get(name)}"
@@ -153,7 +181,10 @@ def _done(
 
 def _open(path: pathlib.Path, shape: tuple, dtype: str, mode: str) -> np.memmap:
     try:
-        basis = np.load(path, mmap_mode=mode, allow_pickle=False)
+        # To write, a file that is too short would be made longer, with zeros.
+        basis = np.load(path, mmap_mode="r", allow_pickle=False)
+        if mode != "r":
+            basis = np.load(path, mmap_mode=mode, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise ValueError(
             f"{path} is truncated or not an array ({error}). Delete it, and run again."

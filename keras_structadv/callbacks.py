@@ -39,9 +39,9 @@ class AdversarialTraining(keras.callbacks.Callback):
     images share one gradient, that of whichever was trained on last, also where their
     labels differ.
 
-    The model gets the images in the compute dtype of the layer, also where the data are
-    integers. Sample weights are passed on; they do not enter the direction of a fresh
-    gradient.
+    The model gets the images in the compute dtype of the first layer, also where the
+    data are integers. Sample weights are passed on; they do not enter the direction of
+    a fresh gradient.
     `History` gains
 
     - `adversarial_loss_gain`: the mean, over the images that were changed, of the
@@ -327,6 +327,14 @@ class AdversarialTraining(keras.callbacks.Callback):
                 "AdversarialTraining augments models with one input, images of rank "
                 f"4. Received: {keras.tree.map_structure(lambda v: v.shape, x)}."
             )
+        for number, layer in enumerate(self.layers):
+            before = self.layers[:number]
+            if _for(layer, extra) and any(x.moves_pixels for x in before):
+                raise ValueError(
+                    f"Received {sorted(_for(layer, extra))} for layer {layer.name!r}, "
+                    "which comes after one that moves the images: it would no longer "
+                    "fit them. Put it first in the list."
+                )
         ids = extra.get("ids")
         if ids is not None and not backend.is_int_dtype(
             backend.standardize_dtype(ids.dtype)
@@ -343,10 +351,13 @@ class AdversarialTraining(keras.callbacks.Callback):
 
     def _look_at(self, images: Any) -> None:
         """Notes the extremes of some images, for a layer that has yet to see them."""
-        if any(layer.uses_value_range for layer in self.layers):
+        if any(layer.checks_values for layer in self.layers):
             some = ops.cast(images[:8], "float32")
-            for metric, extreme in zip(self._extremes, (ops.min, ops.max)):
-                metric.update_state(extreme(some))
+            lowest, highest = ops.min(some), ops.max(some)
+            known = ops.isfinite(lowest) & ops.isfinite(highest) & (lowest < highest)
+            for metric, value in zip(self._extremes, (lowest, highest)):
+                value = ops.where(known, value, 0.0)
+                metric.update_state(value, sample_weight=ops.cast(known, "float32"))
 
     def _count(self, layer: StructuredAdversary, augmented: Augmented) -> None:
         """Adds what a layer did to the means of the epoch."""

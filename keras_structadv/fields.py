@@ -32,24 +32,28 @@ def check_images(images: Any, gradients: Any) -> None:
 def check_number(
     name: str, value: Any, *, positive: bool = False, advice: str = ""
 ) -> None:
-    """Raises a `ValueError` unless a value is a number >= 0, or > 0, below 1e30."""
+    """Raises a `ValueError` unless a value is in [0, 1e30], or in [1e-30, 1e30]."""
     number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not number or not 0 <= value <= 1e30 or (positive and value == 0):
-        sign = ">" if positive else ">="
-        raise ValueError(f"Received {name}={value!r}. Pass a number {sign} 0{advice}.")
+    least = 1e-30 if positive else 0
+    if not number or not least <= value <= 1e30:
+        raise ValueError(
+            f"Received {name}={value!r}. Pass a number in [{least:g}, 1e30]{advice}."
+        )
 
 
 def range_pair(name: str, value: Any) -> tuple[float, float]:
-    """Returns a pair (low, high) as a tuple.
+    """Returns a pair (low, high) as a tuple of Python's numbers.
 
     Raises:
-        ValueError: if it is no pair of numbers, or low is not below high.
+        ValueError: if it is no pair of finite numbers, or low is not below high.
     """
-    if not isinstance(value, (tuple, list)) or len(value) != 2 or value[0] >= value[1]:
+    pair = tuple(value) if isinstance(value, (tuple, list, np.ndarray)) else ()
+    numeric = all(isinstance(x, numbers.Real) and np.isfinite(x) for x in pair)
+    if len(pair) != 2 or not numeric or not pair[0] < pair[1]:
         raise ValueError(
             f"Received {name}={value!r}. Pass a pair (low, high), low < high."
         )
-    return tuple(value)
+    return tuple(x.item() if isinstance(x, np.generic) else x for x in pair)
 
 
 def normalized(gradients: Any) -> tuple[Any, Any]:
@@ -85,7 +89,7 @@ def limit_of(name: str, strength: Any, fields: Any, unit: str) -> Any:
     Raises:
         ValueError: if a value is out of range, or their number is another.
     """
-    if isinstance(strength, (int, float, list, tuple, np.ndarray)):
+    if isinstance(strength, (int, float, list, tuple, np.ndarray, np.generic)):
         values = np.asarray(strength, "float64")
         if not np.all((values >= 0) & (values < np.inf)):
             raise ValueError(

@@ -148,10 +148,11 @@ class EdgePreserving:
         self.damping = damping
         zy, zx = forward_difference(images, 0), forward_difference(images, 1)
         squares = ops.sum(ops.square(zy) + ops.square(zx), axis=2, keepdims=True)
-        inverse = 1 / (ops.sqrt(squares) + _EDGINESS_FLOOR)
+        edginess = ops.sqrt(squares)
+        inverse = 1 / (edginess + _EDGINESS_FLOOR)
         self.direction = (zy * inverse, zx * inverse)
         self._mean_square = ops.mean(squares * ops.square(inverse), axis=(0, 1, 2))
-        tie = coherence / (1 + squares / edge_scale**2)
+        tie = coherence / (1 + ops.square(edginess / edge_scale))
         # The last pixel of a line has no neighbour to be tied to.
         rows, columns = np.ones((2, self.height, self.width, 1, 1), "float32")
         rows[-1], columns[:, -1] = 0, 0

@@ -82,6 +82,9 @@ def adversarial_recoloring(
         coherence, damping, edge_scale, lam, rank, rtol, max_iterations
     )
     value_range = range_pair("value_range", value_range)
+    # Of an image with a pixel that is not a number nothing can be said.
+    finite = ops.all(ops.isfinite(images), axis=(1, 2, 3), keepdims=True)
+    images, gradients = (ops.where(finite, x, 0.0) for x in (images, gradients))
     operator = EdgePreserving(
         scaled_to_unit(images, value_range), coherence, damping, edge_scale
     )
@@ -132,15 +135,18 @@ def project(gradients: Any, basis: Any) -> Any:
         ValueError: if the shapes do not fit.
     """
     basis = ops.cast(basis, "float32")
-    if tuple(basis.shape[1:-1]) != tuple(gradients.shape[1:]):
+    known = zip(basis.shape[:-1], gradients.shape)
+    if len(basis.shape) != 5 or any(
+        None not in pair and len({*pair}) > 1 for pair in known
+    ):
         raise ValueError(
             f"Received a basis of shape {tuple(basis.shape)} for images of shape "
             f"{tuple(gradients.shape)}. It must have one axis more, the rank, and "
             "belong to images of that size."
         )
-    unknowns, rank = math.prod(basis.shape[1:-1]), basis.shape[-1]
-    basis = ops.reshape(basis, (-1, unknowns, rank))
+    unknowns = math.prod(gradients.shape[1:])
     flat = ops.reshape(gradients, (-1, 1, unknowns))
+    basis = ops.reshape(basis, (ops.shape(flat)[0], unknowns, -1))
     solution = ops.matmul(ops.matmul(flat, basis), ops.swapaxes(basis, 1, 2))
     return ops.reshape(solution, ops.shape(gradients))
 
@@ -253,12 +259,13 @@ def _limited(
 ) -> Any:
     """Returns the perturbation of a solution for the gradient over its peak."""
     span = value_range[1] - value_range[0]
-    # Where a pixel is not a number, nothing can be said about its image.
     solution, largest = normalized(solution)
     size = ops.sqrt(ops.mean(ops.square(solution), axis=(1, 2, 3), keepdims=True))
     limit = limit_of("magnitude", magnitude, solution, "as a fraction of value_range")
     scale = ops.divide_no_nan(limit * span, size)
     if lam is not None:
         # The gradient of an image scaled to [0, 1] is that of the image times the span.
-        scale = ops.minimum(scale, largest * peak * (span**2 / lam))
+        scale = ops.where(
+            peak > 0, ops.minimum(scale, largest * peak * (span**2 / lam)), 0.0
+        )
     return solution * scale

@@ -204,7 +204,7 @@ def smallest_eigenpairs(
     A block of a few more vectors than are wanted is multiplied by the inverse of the
     operator again and again, by conjugate gradients; the eigenvectors are sought in the
     span of all the blocks (block Lanczos, with full orthogonalization). That takes some
-    hundred products with the operator, and four products with the block as memory.
+    hundred products with the operator, and the memory of some twenty blocks.
 
     Args:
         operator: the edge-preserving operator of a batch of images.
@@ -325,7 +325,8 @@ def solve_sparse(operator: ScreenedPoisson, rhs: Any) -> Any:
         rhs: float32, (batch, height, width).
 
     Returns:
-        float32, (batch, height, width), to a relative residual of 1e-6.
+        float32, (batch, height, width), to a relative error of about 1e-6 in the energy
+        norm; it agrees with `solve_dct` to 1e-4 up to a smoothness of 1e4.
     """
     matrix = operator.to_sparse()
 

@@ -149,6 +149,7 @@ def _show(row: Any, pictures: Iterable[np.ndarray], titles: Iterable[str]) -> No
 
 def _around_grey(field: np.ndarray) -> np.ndarray:
     """Returns a field with zero as grey; its largest values, bar outliers, as ends."""
+    field = np.nan_to_num(field)
     size = np.quantile(np.abs(field), 0.99) or np.abs(field).max() or 1.0
     return _unit(field, (-size, size))
 

@@ -143,7 +143,13 @@ def test_masks_boxes_and_points_stay_where_they_are(images, labels):
 
 @pytest.mark.parametrize(
     "value_range,low,high",
-    [((0, 255), 0, 1), ((0, 255), -1, 1), ((0, 1), 0, 255), ((-1, 1), -3, 3)],
+    [
+        ((0, 255), 0, 1),
+        ((0, 255), -2.118, 2.64),
+        ((0, 255), -1, 1),
+        ((0, 1), 0, 255),
+        ((-1, 1), -3, 3),
+    ],
 )
 def test_images_in_another_range_are_named_once(value_range, low, high):
     rng = np.random.default_rng(0)
@@ -152,6 +158,14 @@ def test_images_in_another_range_are_named_once(value_range, low, high):
     with pytest.warns(UserWarning, match=r"value_range=\(.*values from.*\(0, 1\)"):
         layer(images)
     layer(images)  # a second warning would be an error here
+
+
+@pytest.mark.parametrize("nothing", [0.0, np.nan])
+def test_images_that_say_nothing_do_not_end_the_look(images, nothing):
+    layer = bound(value_range=(0, 255))
+    layer(np.full_like(images, nothing))
+    with pytest.warns(UserWarning, match=r"value_range=\(0, 255\)"):
+        layer(images)
 
 
 @pytest.mark.parametrize("value_range", [(0, 255), (0, 1), (-1, 1)])

@@ -79,19 +79,17 @@ def test_a_run_that_was_killed_goes_on_to_the_same_file(images, tmp_path):
 
 def test_an_interrupted_run_does_not_compute_again(images, tmp_path, monkeypatch):
     path = tmp_path / "basis.npy"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt(patch, 8)
+        compute(images, path)
+    assert not path.exists()
     write, written = ksa.basis._write, []
 
-    def interrupted(record, content):
+    def counting(record, content):
         write(record, content)
         written.append(content["done"])
-        if content["done"] == 8:
-            raise KeyboardInterrupt
 
-    monkeypatch.setattr(ksa.basis, "_write", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        compute(images, path)
-    assert written == [0, 4, 8] and not path.exists()
-    written.clear()
+    monkeypatch.setattr(ksa.basis, "_write", counting)
     compute(images, path)
     assert written == [10]
     np.testing.assert_array_equal(compute(images, path), np.load(path))
@@ -106,6 +104,52 @@ def test_a_truncated_file_is_named(images, tmp_path):
     path.write_bytes(b"")
     with pytest.raises(ValueError, match="basis.npy is truncated"):
         compute(images, path)
+
+
+def interrupt(monkeypatch, done):
+    """Lets the run stop once that many images are done."""
+    write = ksa.basis._write
+
+    def interrupted(record, content):
+        write(record, content)
+        if content["done"] == done:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(ksa.basis, "_write", interrupted)
+
+
+def test_a_truncated_part_is_named_and_not_filled_with_zeros(
+    images, tmp_path, monkeypatch
+):
+    path, part = tmp_path / "basis.npy", tmp_path / "basis.npy.part"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt(patch, 8)
+        compute(images, path)
+    part.write_bytes(part.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="basis.npy.part is truncated"):
+        compute(images, path)
+
+
+def test_a_file_put_in_the_place_of_an_unfinished_one_is_kept(
+    images, tmp_path, monkeypatch
+):
+    path = tmp_path / "basis.npy"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt(patch, 8)
+        compute(images, path)
+    np.save(path, np.arange(3))
+    with pytest.raises(ValueError, match="run that did not finish"):
+        compute(images, path)
+    np.testing.assert_array_equal(np.load(path), [0, 1, 2])
+
+
+def test_a_run_that_did_nothing_is_no_obstacle(images, tmp_path, monkeypatch):
+    path = tmp_path / "basis.npy"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(ksa.basis, "recoloring_basis", None)
+        interrupt(patch, 0)
+        compute(images, path, rank=5)
+    assert compute(images[:2], path).shape == (2, 12, 12, 3, 3)
 
 
 @pytest.mark.parametrize(
@@ -147,4 +191,19 @@ def test_bad_arguments_are_named(images, tmp_path):
         compute(images, tmp_path / "basis.npy", rank=0)
     with pytest.raises(ValueError, match=r"images of shape \(12, 12, 3\)"):
         compute(images[0], tmp_path / "basis.npy")
+    for given, arguments, message in (
+        (images, {"rank": 433}, "rank=433 for 10 images of 432 values"),
+        (images[:0], {}, "0 images"),
+        (images, {"batch_size": 0}, "batch_size=0"),
+        (images, {"value_range": (1, 0)}, r"value_range=\(1, 0\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            compute(given, tmp_path / "basis.npy", **arguments)
     assert os.listdir(tmp_path) == []
+
+
+def test_an_image_that_is_not_finite_is_named(images, tmp_path):
+    given = images.astype("float32")
+    given[6, 2, 2, 0] = np.nan
+    with pytest.raises(ValueError, match="Image 6 has values that are not finite"):
+        compute(given, tmp_path / "basis.npy")

@@ -1006,6 +1006,9 @@ def test_recolouring_from_a_basis_in_the_data(images, labels, tmp_path):
         build("functional").fit(
             data, labels, verbose=0, callbacks=[ksa.AdversarialTraining(layer())]
         )
+    both = ksa.AdversarialTraining([layer(), recolor()])
+    with pytest.raises(ValueError, match="moves the images.*first in the list"):
+        build("functional").fit(data, labels, verbose=0, callbacks=[both])
 
 
 @pytest.mark.parametrize("gradient", ["fresh", "reuse"])
@@ -1058,6 +1061,14 @@ def test_a_value_range_that_is_not_that_of_the_images_is_named(images, labels):
     with pytest.warns(UserWarning, match=r"value_range=\(0, 255\).*\(0, 1\)"):
         model.fit(images, labels, verbose=0, callbacks=[callback])
     model.fit(images, labels, verbose=0, callbacks=[callback])  # once is enough
+    images[0] = np.nan  # and then nothing is known of the first batch
+    callback = ksa.AdversarialTraining(recolor(value_range=(0, 255)))
+    with pytest.warns(UserWarning, match=r"value_range=\(0, 255\)"):
+        data = (
+            np.concatenate([images, images[1:]]),
+            np.concatenate([labels, labels[1:]]),
+        )
+        model.fit(*data, 6, shuffle=False, verbose=0, callbacks=[callback])
 
 
 def test_lists_that_make_no_sense_are_named():

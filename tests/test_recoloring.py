@@ -102,6 +102,8 @@ def test_value_range_is_but_a_unit(photographs):
     expected = recolor(images, gradients)
     unit = recolor(images / 255, gradients, value_range=(0, 1))
     np.testing.assert_allclose(unit * 255, expected, rtol=1e-3, atol=1e-2)
+    unit = recolor(images / 255, gradients, value_range=np.array([0, 1]))
+    np.testing.assert_allclose(unit * 255, expected, rtol=1e-3, atol=1e-2)
     signed = recolor(images / 127.5 - 1, gradients, value_range=(-1, 1))
     np.testing.assert_allclose(signed * 127.5, expected, rtol=1e-3, atol=1e-2)
 
@@ -135,12 +137,22 @@ def test_a_gradient_that_is_zero_or_not_finite_changes_nothing(photographs, bad)
     np.testing.assert_allclose(out[[0, 2, 3]], expected[[0, 2, 3]], atol=1e-2)
 
 
-def test_a_pixel_that_is_not_finite_leaves_its_image_alone(photographs):
-    images, gradients = photographs
+@pytest.mark.parametrize("rank", [None, 3])
+def test_a_pixel_that_is_not_finite_leaves_its_image_alone(photographs, rank):
+    images, gradients = (x[:, :16, :16].copy() for x in photographs)
     images[1, 3, 4, 0] = np.nan
-    out = recolor(images, gradients)
+    out = recolor(images, gradients, rank=rank)
     assert np.all(out[1] == 0) and np.isfinite(out).all()
     np.testing.assert_allclose(sizes(out)[[0, 2, 3]], 0.08 * 255, rtol=1e-4)
+
+
+def test_the_smallest_arguments_are_no_trouble(photographs):
+    images, gradients = photographs
+    out = recolor(images, gradients * [[[[0]]], [[[1]]], [[[1]]], [[[1]]]], lam=1e-30)
+    assert np.all(out[0] == 0)
+    np.testing.assert_allclose(sizes(out)[1:], 0.08 * 255, rtol=1e-4)
+    out = recolor(images, gradients, edge_scale=1e-30)
+    np.testing.assert_allclose(sizes(out), 0.08 * 255, rtol=1e-4)
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e30])
@@ -224,10 +236,11 @@ def test_in_a_graph_with_an_unknown_batch_size(photographs, jit_compile, rank):
     "kwargs,message",
     [
         ({"magnitude": -0.1}, "magnitude=-0.1.*fraction"),
+        ({"magnitude": np.float32(-0.1)}, "magnitude=.*-0.1"),
         ({"magnitude": np.ones(3)}, r"magnitude of shape \(3,\) for 4 images"),
-        ({"coherence": -1}, "coherence=-1.*>= 0"),
-        ({"damping": 0}, "damping=0.*> 0"),
-        ({"edge_scale": 0.0}, "edge_scale=0.0.*> 0"),
+        ({"coherence": -1}, r"coherence=-1.*\[0, 1e30\]"),
+        ({"damping": 0}, r"damping=0.*\[1e-30, 1e30\]"),
+        ({"edge_scale": 0.0}, r"edge_scale=0.0.*\[1e-30"),
         ({"lam": 0}, "lam=0.*None"),
         ({"rank": 0}, "rank=0"),
         ({"rank": 2.5}, "rank=2.5"),
@@ -235,6 +248,9 @@ def test_in_a_graph_with_an_unknown_batch_size(photographs, jit_compile, rank):
         ({"rtol": -1}, "rtol=-1"),
         ({"max_iterations": 0}, "max_iterations=0"),
         ({"value_range": (1, 1)}, r"value_range=\(1, 1\)"),
+        ({"value_range": ("a", "b")}, "value_range=.'a', 'b'."),
+        ({"value_range": (float("nan"), 1)}, r"value_range=\(nan, 1\)"),
+        ({"value_range": None}, "value_range=None"),
     ],
     ids=str,
 )

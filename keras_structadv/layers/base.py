@@ -289,11 +289,13 @@ class StructuredAdversary(keras.layers.Layer):
 
     def check_values(self, lowest: float, highest: float) -> None:
         """Warns once if images with these extremes are not those of `value_range`."""
+        if not -math.inf < lowest < highest < math.inf:
+            return  # which says nothing
         self._values_checked = True
         low, high = self.value_range
-        margin = 0.01 * (high - low)
-        outside = lowest < low - margin or highest > high + margin
-        if outside or lowest < highest < low + margin:
+        span = high - low
+        outside = lowest < low - 0.01 * span or highest > high + 0.01 * span
+        if outside or highest < low + 0.03 * span:
             warnings.warn(
                 f"Layer {self.name!r} has value_range={self.value_range}, and met "
                 f"images with values from {lowest:.3g} to {highest:.3g}. It measures "
@@ -445,7 +447,7 @@ class StructuredAdversary(keras.layers.Layer):
     @property
     def checks_values(self) -> bool:
         """Whether the values of the images have yet to be held against the range."""
-        return self.uses_value_range and not self._values_checked
+        return self.uses_value_range and self.rate > 0 and not self._values_checked
 
     @property
     def _loss_in_use(self) -> Any:
@@ -472,7 +474,7 @@ class StructuredAdversary(keras.layers.Layer):
             if x is not None:
                 check_length(name, x, images)
         self.check_labels(images, labels)
-        if self.checks_values and (seen := visible(images)) is not None:
+        if self.checks_values and (seen := visible(images)) is not None and seen.size:
             self.check_values(float(seen.min()), float(seen.max()))
         augmented = self.augment(images, labels, targets, extra=extra).images
         augmented = ops.cast(augmented, self.compute_dtype)
