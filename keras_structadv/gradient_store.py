@@ -35,7 +35,8 @@ class GradientStore:
     Args:
         capacity: number of places, rounded up to a multiple of 4.
         size: k; the k x k lowest cosine coefficients of each component are kept. A
-            place of `AdversarialFlow` takes `4 * size**2 + 16` bytes.
+            place takes 16 bytes, `4 * size**2` for `AdversarialFlow` and
+            `2 * channels * size**2` for `AdversarialRecoloring`.
         backup_dir: `None`, or the `backup_dir` of `keras.callbacks.BackupAndRestore`, a
             local folder: the store is saved there after each epoch, read when a run
             resumes, and removed when it ends.
