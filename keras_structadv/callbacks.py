@@ -276,7 +276,9 @@ class AdversarialTraining(keras.callbacks.Callback):
         """Makes the table for such images, and returns the length of each code."""
         size = self._store.size
         lengths = [layer.code_length(images, size) for layer in self.layers]
-        self._store.build(sum(lengths))
+        kinds = (type(layer).__name__ for layer in self.layers)
+        layout = ", ".join(f"{n} of {kind}" for n, kind in zip(lengths, kinds))
+        self._store.build(sum(lengths), layout)
         return lengths
 
     def augmented(self, train_step: Callable[[Any], Any]) -> Callable[[Any], Any]:

@@ -63,22 +63,33 @@ class GradientStore:
         self.delete_checkpoint = delete_checkpoint
         self._keys = None
         self._codes = None
+        self._layout = ""
 
     @property
     def built(self) -> bool:
         """Whether the table was made."""
         return self._codes is not None
 
-    def build(self, length: int) -> None:
-        """Makes the empty table, for codes of `length` numbers."""
+    def build(self, length: int, layout: str = "") -> None:
+        """Makes the empty table, for codes of `length` numbers.
+
+        Args:
+            length: how many numbers a code has.
+            layout: tells what the numbers are of, so that nobody takes them for others.
+
+        Raises:
+            ValueError: if the table is there, for other codes.
+        """
         if self.built:
-            if self._codes.shape[1] != length:
+            held = (self._codes.shape[1], self._layout)
+            if held != (length, layout):
                 raise ValueError(
-                    f"The store holds codes of {self._codes.shape[1]} numbers, and "
-                    f"{length} are needed: it was made with another `size`, for "
-                    "smaller images or for another layer. Use a new GradientStore."
+                    f"The store holds codes of {held[0]} numbers ({held[1]}), and "
+                    f"{length} ({layout}) are needed: it was made with another `size`, "
+                    "for smaller images or for other layers. Use a new GradientStore."
                 )
             return
+        self._layout = layout
         # One place more than asked for: what shall not be written goes there. Keys are
         # whole numbers below 2**16 in float32, which every accelerator can hold.
         self._keys = keras.Variable(
@@ -157,6 +168,7 @@ class GradientStore:
                 file,
                 keys=ops.convert_to_numpy(self._keys),
                 codes=ops.convert_to_numpy(self._codes),
+                layout=self._layout,
             )
         os.replace(file.name, path)
 
@@ -164,16 +176,16 @@ class GradientStore:
         """Reads a table that `save` wrote.
 
         Raises:
-            ValueError: if the capacity differs.
+            ValueError: if the capacity or what the codes are of differs.
         """
         with np.load(path, allow_pickle=False) as file:
-            keys, codes = file["keys"], file["codes"]
+            keys, codes, layout = file["keys"], file["codes"], str(file["layout"])
         if len(keys) != self.capacity + 1:
             raise ValueError(
                 f"The table in {path} has {len(keys) - 1} places, and this store "
                 f"{self.capacity}. Make the store with capacity={len(keys) - 1}."
             )
-        self.build(codes.shape[1])
+        self.build(codes.shape[1], layout)
         self._keys.assign(keys)
         self._codes.assign(codes)
 

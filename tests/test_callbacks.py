@@ -940,6 +940,10 @@ def test_one_store_serves_several_layers(execution, images, labels):
     assert 1 < history["mean_displacement"][1] < 2
     assert 0.05 < history["mean_magnitude"][1] < 0.1
     assert history["adversarial_loss_gain"][1] > 0
+    # 72 and 36 numbers are as many as 36 and 72, and are not to be taken for them.
+    callback = ksa.AdversarialTraining(both[::-1], gradient=store)
+    with pytest.raises(ValueError, match="72 of AdversarialFlow, 36 of Adv.*36 of"):
+        model.fit(images, labels, verbose=0, callbacks=[callback])
 
 
 def test_reused_recolouring_is_that_of_the_last_gradient(images, labels):
