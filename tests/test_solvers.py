@@ -155,7 +155,7 @@ def test_the_edge_preserving_solve_agrees_with_float64(size, channels):
     images, rhs = problems(size, channels)
     operator = EdgePreserving(images)
     # At the default rtol every image; the sparse factors of a large one take a second.
-    chosen = range(len(images)) if size < 224 else [0, 7, 10, 11]
+    chosen = range(len(images)) if size < 224 else [7, 10, 11]
     default = ops.convert_to_numpy(solve_edge_preserving(operator, rhs)[0])
     solution, info = solve_edge_preserving(operator, rhs, rtol=1e-4, max_iterations=300)
     solution = ops.convert_to_numpy(solution)
