@@ -149,7 +149,9 @@ DATA = {
 }
 
 
-def small_cnn(shape: tuple[int, int, int], classes: int) -> keras.Model:
+def small_cnn(
+    shape: tuple[int, int, int], classes: int, flatten: type = layers.Flatten
+) -> keras.Model:
     """Returns three blocks of convolution, normalization and pooling."""
     model = keras.Sequential([keras.Input(shape), layers.Rescaling(1 / 255)])
     for filters in (16, 32, 64):
@@ -157,7 +159,7 @@ def small_cnn(shape: tuple[int, int, int], classes: int) -> keras.Model:
         model.add(layers.BatchNormalization(momentum=0.9))
         model.add(layers.ReLU())
         model.add(layers.MaxPooling2D())
-    model.add(layers.Flatten())
+    model.add(flatten())
     model.add(layers.Dense(classes))
     return model
 

@@ -18,7 +18,7 @@ import scipy.sparse.linalg
 import tensorflow as tf
 
 import keras_structadv as ksa
-from benchmarks.timing import interleave, machine
+from benchmarks.timing import compiled, interleave, machine
 from keras_structadv.operators import EdgePreserving
 from keras_structadv.solvers import solve_edge_preserving
 
@@ -36,12 +36,6 @@ def solve(images, rhs, rtol, iterations):
         EdgePreserving(images), rhs, rtol=rtol, max_iterations=iterations
     )
     return x, info.iterations
-
-
-def compiled(function, *inputs):
-    """Returns a call that runs the function with XLA and waits for its result."""
-    graph = tf.function(function, jit_compile=True)
-    return lambda: tf.nest.map_structure(lambda x: x.numpy(), graph(*inputs))
 
 
 def repeated(body, start, times: int = 20):

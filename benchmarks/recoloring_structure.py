@@ -16,7 +16,7 @@ import numpy as np
 from keras import layers
 
 import keras_structadv as ksa
-from benchmarks.demo import mean_and_error
+from benchmarks.demo import mean_and_error, small_cnn
 from keras_structadv.datasets import PHOTOGRAPHS
 
 MAGNITUDE = 0.08
@@ -27,14 +27,7 @@ def train(seed: int) -> keras.Model:
     """Returns a model that tells the photographs apart."""
     (x, y), _ = ksa.datasets.load_photographs(crops=100, seed=seed)
     keras.utils.set_random_seed(seed)
-    model = keras.Sequential([keras.Input((64, 64, 3)), layers.Rescaling(1 / 255)])
-    for filters in (16, 32, 64):
-        model.add(layers.Conv2D(filters, 3, padding="same", use_bias=False))
-        model.add(layers.BatchNormalization(momentum=0.9))
-        model.add(layers.ReLU())
-        model.add(layers.MaxPooling2D())
-    model.add(layers.GlobalAveragePooling2D())
-    model.add(layers.Dense(10))
+    model = small_cnn(x.shape[1:], len(PHOTOGRAPHS), layers.GlobalAveragePooling2D)
     model.compile(
         keras.optimizers.Adam(3e-3),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),

@@ -16,19 +16,13 @@ import scipy.sparse.linalg
 import tensorflow as tf
 from keras import ops
 
-from benchmarks.timing import interleave, machine
+from benchmarks.timing import compiled, interleave, machine
 from keras_structadv.operators import ScreenedPoisson
 from keras_structadv.solvers import DENSE_LIMIT, solve_dct, solve_dense
 from keras_structadv.warp import dense_image_warp
 
 BATCH = {32: 128, 96: 128, 224: 32, 512: 8}
 SMOOTHNESS = 100.0
-
-
-def compiled(function, *inputs, jit_compile: bool):
-    """Returns a call that runs the compiled function and waits for its result."""
-    graph = tf.function(function, jit_compile=jit_compile)
-    return lambda: graph(*inputs).numpy()
 
 
 def solves(size: int, batch: int) -> tuple[dict, dict]:

@@ -59,7 +59,7 @@ def variants() -> dict:
             images = tf.identity(images)
         return plain(images, labels), gradients
 
-    def augmented(layer, gradient="fresh"):
+    def augmented(layer, gradient):
         callback = ksa.AdversarialTraining(layer, gradient=gradient)
         callback.set_params({})
         callback.set_model(model)
@@ -73,22 +73,15 @@ def variants() -> dict:
     return {
         "plain": plain,
         "gradient only": gradient_only,
-        "flow, rate 1": augmented(ksa.AdversarialFlow(rate=1.0)),
-        "flow, rate 0.5": augmented(ksa.AdversarialFlow(rate=0.5)),
-        "flow, rate 1, reused gradients": augmented(
-            ksa.AdversarialFlow(rate=1.0), "reuse"
-        ),
-        "flow, rate 0.5, reused gradients": augmented(
-            ksa.AdversarialFlow(rate=0.5), "reuse"
-        ),
-        "recolouring, rate 1": augmented(ksa.AdversarialRecoloring(rate=1.0)),
-        "recolouring, rate 0.5": augmented(ksa.AdversarialRecoloring(rate=0.5)),
-        "recolouring, rate 1, reused gradients": augmented(
-            ksa.AdversarialRecoloring(rate=1.0), "reuse"
-        ),
-        "recolouring, rate 0.5, reused gradients": augmented(
-            ksa.AdversarialRecoloring(rate=0.5), "reuse"
-        ),
+        **{
+            f"{name}, rate {rate:g}{suffix}": augmented(kind(rate=rate), gradient)
+            for name, kind in (
+                ("flow", ksa.AdversarialFlow),
+                ("recolouring", ksa.AdversarialRecoloring),
+            )
+            for gradient, suffix in (("fresh", ""), ("reuse", ", reused gradients"))
+            for rate in (1.0, 0.5)
+        },
         "keras RandomElasticTransform": keras_layer(layers.RandomElasticTransform()),
         "keras RandAugment": keras_layer(layers.RandAugment()),
     }

@@ -57,3 +57,13 @@ def ratios(seconds: dict[str, np.ndarray], base: str) -> dict[str, tuple[float, 
         low, median, high = np.percentile(values / seconds[base], [25, 50, 75])
         result[name] = (float(median), float(high - low))
     return result
+
+
+def compiled(
+    function: Callable, *inputs: object, jit_compile: bool = True
+) -> Callable[[], object]:
+    """Returns a call that runs the compiled function and waits for its results."""
+    import tensorflow as tf
+
+    graph = tf.function(function, jit_compile=jit_compile)
+    return lambda: tf.nest.map_structure(np.asarray, graph(*inputs))

@@ -285,10 +285,9 @@ class AdversarialTraining(keras.callbacks.Callback):
         """Returns the train step with the augmentation before it."""
 
         def augmented_step(data: Any) -> Any:
-            images, extra, repack = self._unpack(data)
-            _, labels, _ = keras.utils.unpack_x_y_sample_weight(data)
-            for layer in self.layers:
-                if not keras.tree.is_nested(labels):
+            images, labels, extra, repack = self._unpack(data)
+            if not keras.tree.is_nested(labels):
+                for layer in self.layers:
                     layer.check_labels(images, labels)
             self._look_at(images)
 
@@ -314,8 +313,8 @@ class AdversarialTraining(keras.callbacks.Callback):
 
         return augmented_step
 
-    def _unpack(self, data: Any) -> tuple[Any, dict, Callable[[Any], Any]]:
-        """Returns the images, what came beside them, and how to pack them again."""
+    def _unpack(self, data: Any) -> tuple[Any, Any, dict, Callable[[Any], Any]]:
+        """Returns images, labels, what came beside them, and how to pack them again."""
         x, labels, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         extra = {}
         known = {"ids"}.union(*(layer.extra_keys for layer in self.layers))
@@ -349,7 +348,7 @@ class AdversarialTraining(keras.callbacks.Callback):
             inputs = keras.tree.pack_sequence_as(x, [images])
             return keras.utils.pack_x_y_sample_weight(inputs, labels, sample_weight)
 
-        return images, extra, repack
+        return images, labels, extra, repack
 
     def _look_at(self, images: Any) -> None:
         """Notes the extremes of some images, for a layer that has yet to see them."""

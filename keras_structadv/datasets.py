@@ -113,8 +113,7 @@ def load_glyphs(train_typefaces: int = 6, seed: int = 0) -> tuple[_Arrays, _Arra
             f"Received train_typefaces={train_typefaces}. Pass 1 to "
             f"{len(_TYPEFACES) - 1}."
         )
-    order = np.random.default_rng(seed).permutation(len(_TYPEFACES))
-    drawn = [_draw_typeface(_TYPEFACES[i]) for i in order]
+    drawn = _draw_typefaces(seed)
     labels = np.arange(len(CHARACTERS), dtype="int32")
     train, test = drawn[:train_typefaces], drawn[train_typefaces:]
     return (
@@ -164,8 +163,7 @@ def load_colour_glyphs(
     ):
         if value not in known:
             raise ValueError(f"Received {name}={value!r}. Pass one of {known}.")
-    order = np.random.default_rng(seed).permutation(len(_TYPEFACES))
-    drawn = [_draw_typeface(_TYPEFACES[i]) for i in order]
+    drawn = _draw_typefaces(seed)
     labels = np.arange(len(CHARACTERS), dtype="int32")
     sets = {
         "train": drawn[:train_typefaces],
@@ -259,6 +257,12 @@ def _draw_palettes(count: int, rng: np.random.Generator) -> np.ndarray:
     pairs = rng.uniform(0, 255, (8 * count + 64, 2, 3))
     apart = np.linalg.norm(pairs[:, 0] - pairs[:, 1], axis=-1) > 150
     return pairs[apart][:count]
+
+
+def _draw_typefaces(seed: int) -> list[np.ndarray]:
+    """Returns the characters in every typeface, the typefaces in random order."""
+    order = np.random.default_rng(seed).permutation(len(_TYPEFACES))
+    return [_draw_typeface(_TYPEFACES[i]) for i in order]
 
 
 def _draw_typeface(name: str, size: int = 28, height: int = 20) -> np.ndarray:

@@ -144,7 +144,6 @@ class EdgePreserving:
     ):
         images = ops.transpose(images, (1, 2, 3, 0))
         self.height, self.width, self.channels = images.shape[:3]
-        self.coherence = coherence
         self.damping = damping
         zy, zx = forward_difference(images, 0), forward_difference(images, 1)
         squares = ops.sum(ops.square(zy) + ops.square(zx), axis=2, keepdims=True)
