@@ -2,7 +2,7 @@
 
 from keras_structadv import datasets, visualization
 from keras_structadv.basis import precompute_basis
-from keras_structadv.callbacks import AdversarialTraining
+from keras_structadv.callbacks import AdversarialTraining, RefreshSnapshot
 from keras_structadv.flow import adversarial_flow
 from keras_structadv.gradient_store import GradientStore
 from keras_structadv.gradients import per_image_gradients
@@ -18,6 +18,7 @@ __all__ = [
     "AdversarialRecoloring",
     "AdversarialTraining",
     "GradientStore",
+    "RefreshSnapshot",
     "adversarial_flow",
     "adversarial_recoloring",
     "datasets",

@@ -1,6 +1,7 @@
 """Adversarial augmentation inside `model.fit`."""
 
 import itertools
+import numbers
 import pathlib
 import warnings
 import weakref
@@ -13,11 +14,18 @@ from keras import backend, ops
 from keras_structadv.gradient_store import GradientStore, fingerprint
 from keras_structadv.gradients import (
     fused,
+    images_among,
     is_distributed,
     replaced,
     step_with_gradients,
+    strategy_scope,
 )
-from keras_structadv.layers.base import Augmented, StructuredAdversary
+from keras_structadv.layers.base import (
+    Augmented,
+    Step,
+    StructuredAdversary,
+    during_step,
+)
 
 _FEW_HITS = 0.01
 
@@ -58,8 +66,9 @@ class AdversarialTraining(keras.callbacks.Callback):
 
     Args:
         layer: the layer that augments, e.g. `AdversarialFlow()`, or a list of layers,
-            each of which takes the images as the one before it leaves them. They are
-            bound to the model that is trained until the training ends.
+            each of which takes the images as the one before it leaves them; `None` for
+            the layers inside the model, which then get the true labels. They are bound
+            to the model that is trained until the training ends.
         gradient: `"fresh"`, `"reuse"`, or a `GradientStore` to reuse them with another
             capacity, or beside `keras.callbacks.BackupAndRestore`.
         schedule: a function from the epoch, counted from 0, to a factor in [0, 1] on
@@ -67,7 +76,6 @@ class AdversarialTraining(keras.callbacks.Callback):
 
     Raises:
         ValueError: if an argument has no meaning here.
-        NotImplementedError: without a layer.
 
     Example:
     >>> import numpy as np
@@ -92,13 +100,12 @@ class AdversarialTraining(keras.callbacks.Callback):
         schedule: Callable[[int], float] | None = None,
     ):
         super().__init__()
-        if layer is None:
-            raise NotImplementedError(
-                "Received no layer. Finding the layers inside the model comes in a "
-                "later release: pass one, AdversarialTraining(AdversarialFlow())."
-            )
+        self.inside = layer is None
         layers = tuple(layer) if isinstance(layer, (list, tuple)) else (layer,)
-        if not layers or not all(isinstance(x, StructuredAdversary) for x in layers):
+        layers = () if self.inside else layers
+        if not (layers or self.inside) or not all(
+            isinstance(x, StructuredAdversary) for x in layers
+        ):
             raise ValueError(
                 f"Received layer={layer!r}. Pass an adversarial layer such as "
                 "AdversarialFlow(), or a list of them."
@@ -117,6 +124,12 @@ class AdversarialTraining(keras.callbacks.Callback):
                 "GradientStore."
             )
         if gradient != "fresh":
+            if self.inside:
+                raise ValueError(
+                    f"Received gradient={gradient!r} and no layer. Layers inside a "
+                    "model take fresh gradients: leave the layer out of the model and "
+                    "pass it here."
+                )
             for one in layers:
                 one.check_reuse()
         if schedule is not None and not callable(schedule):
@@ -129,7 +142,7 @@ class AdversarialTraining(keras.callbacks.Callback):
         self._store = GradientStore() if gradient == "reuse" else gradient
         self._strength = None
         self._metrics = {}
-        self._extremes = ()
+        self._extremes = {}
         self._bindings = ()
         self._trained = None
         self._in_step = False
@@ -143,13 +156,21 @@ class AdversarialTraining(keras.callbacks.Callback):
                 'yet. Set KERAS_BACKEND="tensorflow".'
             )
         model = self.model
+        inside = adversaries_in(model)
+        if self.inside:
+            self.layers = tuple(inside)
         for layer in self.layers:
-            if any(layer is other for other in model.layers):
-                raise NotImplementedError(
+            if not self.inside and any(layer is other for other in inside):
+                raise ValueError(
                     f"Layer {layer.name!r} is a layer of the model itself, and would "
-                    "act twice. Driving the layers of a model comes in a later "
-                    "release: leave the layer out of the model."
+                    "act twice. Pass no layer, AdversarialTraining(), or leave it out "
+                    "of the model."
                 )
+        if not self.layers:
+            raise ValueError(
+                f"Model {model.name!r} has no adversarial layer inside. Pass one, "
+                "AdversarialTraining(AdversarialFlow()), or add it to the model."
+            )
         # `fit` gives one dict of parameters to all of its callbacks.
         if getattr(model.train_function, "fit_parameters", None) is self.params:
             raise ValueError(
@@ -158,17 +179,15 @@ class AdversarialTraining(keras.callbacks.Callback):
             )
         self._bindings = tuple(layer.binding for layer in self.layers)
         for layer in self.layers:
-            if layer.binding.model is not model:
-                layer.bind(model)
+            bound = layer.binding
+            if bound.model is not model or bound.snapshot is not None:
+                layer.bind(model, bound.loss if bound.model is model else None)
         self._epochs = 0
         if self._reuses:
             self._prepare_store()
-        if self._strength is None:
-            self._strength = keras.Variable(1.0, trainable=False, name="strength")
-            names = ["adversarial_loss_gain", *(x.measure_name for x in self.layers)]
-            names += ["gradient_hit_rate"] if self._reuses else []
-            self._metrics = {name: keras.metrics.Mean(name=name) for name in names}
-            self._extremes = (keras.metrics.Mean(), keras.metrics.Mean())
+        if not set(self.layers) <= set(self._extremes):
+            with strategy_scope(model):
+                self._make_variables()
         # The compiled function has the step; the model gets its own back.
         step = self.augmented(model.train_step)
         with replaced(model, "train_step", step):
@@ -209,9 +228,9 @@ class AdversarialTraining(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
         """Looks whether the first images are in the range that the layers expect."""
-        for layer in self.layers:
+        for layer, extremes in self._extremes.items():
             if layer.checks_values:
-                layer.check_values(*(float(x.result()) for x in self._extremes))
+                layer.check_values(*(float(x.result()) for x in extremes))
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         """Saves the store beside the model, and looks whether it is of any use."""
@@ -285,27 +304,41 @@ class AdversarialTraining(keras.callbacks.Callback):
         """Returns the train step with the augmentation before it."""
 
         def augmented_step(data: Any) -> Any:
-            images, labels, extra, repack = self._unpack(data)
-            if not keras.tree.is_nested(labels):
-                for layer in self.layers:
-                    layer.check_labels(images, labels)
-            self._look_at(images)
+            x, labels, sample_weight, extra = self._unpack(data)
+            images, pack = images_among(x)
+            self._check(images, labels, extra)
 
-            def plain_step(images: Any) -> Any:
+            def plain_step(images: Any, labels: Any) -> Any:
                 images = ops.cast(images, self.layers[0].compute_dtype)
-                return train_step(repack(images))
+                return train_step(
+                    keras.utils.pack_x_y_sample_weight(
+                        pack(images), labels, sample_weight
+                    )
+                )
 
-            if self._reuses:
-                logs = self._reusing_step(plain_step, images, extra)
-            else:
-                for layer in self.layers:
-                    if layer.rate > 0:
-                        augmented = layer.augment(
-                            images, labels, None, self._strength, _for(layer, extra)
-                        )
-                        self._count(layer, augmented)
-                        images = augmented.images
-                logs = plain_step(images)
+            step = Step(
+                self.model, pack, labels, self._strength, self._look_at, self._count
+            )
+            with during_step(step):
+                if self.inside:
+                    logs = train_step(data)
+                elif self._reuses:
+                    logs = self._reusing_step(plain_step, images, labels, extra)
+                else:
+                    for layer in self.layers:
+                        self._look_at(layer, images)
+                        if layer.rate > 0:
+                            augmented = layer.augment(
+                                images,
+                                labels,
+                                strength=self._strength,
+                                extra=_for(layer, extra),
+                                pack=pack,
+                            )
+                            self._count(layer, augmented)
+                            labels = _moved(layer, augmented, labels, images)
+                            images = augmented.images
+                    logs = plain_step(images, labels)
             if isinstance(logs, dict):
                 means = {name: m.result() for name, m in self._metrics.items()}
                 logs = {**logs, **means}
@@ -313,20 +346,26 @@ class AdversarialTraining(keras.callbacks.Callback):
 
         return augmented_step
 
-    def _unpack(self, data: Any) -> tuple[Any, Any, dict, Callable[[Any], Any]]:
-        """Returns images, labels, what came beside them, and how to pack them again."""
+    def _unpack(self, data: Any) -> tuple[Any, Any, Any, dict]:
+        """Returns inputs, labels, sample weights, and what is no input of the model."""
         x, labels, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         extra = {}
-        known = {"ids"}.union(*(layer.extra_keys for layer in self.layers))
-        if isinstance(x, dict) and "images" in x and known >= set(x) - {"images"}:
-            extra = {key: value for key, value in x.items() if key != "images"}
-            x = x["images"] if extra else x
-        leaves = keras.tree.flatten(x)
-        images = leaves[0]
-        if len(leaves) != 1 or len(getattr(images, "shape", ())) != 4:
+        if isinstance(x, dict) and "images" in x:
+            taken = getattr(self.model, "input", None)
+            taken = set(taken) if isinstance(taken, dict) else {"images"}
+            known = {"ids"}.union(*(layer.extra_keys for layer in self.layers)) - taken
+            extra = {key: value for key, value in x.items() if key in known}
+            if extra:
+                x = {key: value for key, value in x.items() if key not in extra}
+                x = x["images"] if len(x) == 1 and taken == {"images"} else x
+        return x, labels, sample_weight, extra
+
+    def _check(self, images: Any, labels: Any, extra: dict) -> None:
+        """Raises an error for data that cannot be augmented."""
+        if len(getattr(images, "shape", ())) != 4:
             raise ValueError(
-                "AdversarialTraining augments models with one input, images of rank "
-                f"4. Received: {keras.tree.map_structure(lambda v: v.shape, x)}."
+                "AdversarialTraining augments images of rank 4. Received images of "
+                f"shape {tuple(images.shape)}."
             )
         for number, layer in enumerate(self.layers):
             before = self.layers[:number]
@@ -343,20 +382,42 @@ class AdversarialTraining(keras.callbacks.Callback):
             raise ValueError(
                 f"Received ids of dtype {ids.dtype}. Pass one integer for each image."
             )
+        if self.inside and extra:
+            raise ValueError(
+                f"Received {sorted(extra)} beside the images. Layers inside a model "
+                "take images only: pass the layer to AdversarialTraining instead."
+            )
+        if self.inside and any(layer.moves_pixels for layer in self.layers):
+            size = {tuple(images.shape[1:3]), tuple(images.shape[2:4])}
+            for entry in keras.tree.flatten(labels):
+                if entry is not None and size & {
+                    tuple(entry.shape[1:3]),
+                    tuple(entry.shape[2:4]),
+                }:
+                    raise ValueError(
+                        f"Received labels of shape {tuple(entry.shape)} for images of "
+                        f"shape {tuple(images.shape)}. A layer inside the model cannot "
+                        "move them with the images: leave it out of the model and pass "
+                        "it to AdversarialTraining."
+                    )
 
-        def repack(images: Any) -> Any:
-            inputs = keras.tree.pack_sequence_as(x, [images])
-            return keras.utils.pack_x_y_sample_weight(inputs, labels, sample_weight)
+    def _make_variables(self) -> None:
+        """Makes what the train step reads and writes, under the model's strategy."""
+        self._strength = keras.Variable(1.0, trainable=False, name="strength")
+        names = ["adversarial_loss_gain", *(x.measure_name for x in self.layers)]
+        names += ["gradient_hit_rate"] if self._reuses else []
+        self._metrics = {name: keras.metrics.Mean(name=name) for name in names}
+        self._extremes = {
+            layer: (keras.metrics.Mean(), keras.metrics.Mean()) for layer in self.layers
+        }
 
-        return images, labels, extra, repack
-
-    def _look_at(self, images: Any) -> None:
+    def _look_at(self, layer: StructuredAdversary, images: Any) -> None:
         """Notes the extremes of some images, for a layer that has yet to see them."""
-        if any(layer.checks_values for layer in self.layers):
+        if layer.checks_values:
             some = ops.cast(images[:8], "float32")
             lowest, highest = ops.min(some), ops.max(some)
             known = ops.isfinite(lowest) & ops.isfinite(highest) & (lowest < highest)
-            for metric, value in zip(self._extremes, (lowest, highest)):
+            for metric, value in zip(self._extremes[layer], (lowest, highest)):
                 value = ops.where(known, value, 0.0)
                 metric.update_state(value, sample_weight=ops.cast(known, "float32"))
 
@@ -369,7 +430,11 @@ class AdversarialTraining(keras.callbacks.Callback):
             self._metrics[name].update_state(values, sample_weight=augmented.active)
 
     def _reusing_step(
-        self, plain_step: Callable[[Any], Any], images: Any, extra: dict
+        self,
+        plain_step: Callable[[Any, Any], Any],
+        images: Any,
+        labels: Any,
+        extra: dict,
     ) -> Any:
         """Returns the logs of a step on images changed by the gradients of the last."""
         store = self._store
@@ -413,9 +478,15 @@ class AdversarialTraining(keras.callbacks.Callback):
 
         keys, codes, found = fused(find)(images, extra.get("ids"))
         images = ops.cast(images, "float32")
+        for layer in self.layers:
+            self._look_at(layer, images)
         done = fused(change)(images, codes, found, extra)
+        for layer, augmented in zip(self.layers, done):
+            labels = _moved(layer, augmented, labels, images)
         stages = [images, *(augmented.images for augmented in done)]
-        logs, gradients = step_with_gradients(self.model, plain_step, stages[-1])
+        logs, gradients = step_with_gradients(
+            self.model, lambda images: plain_step(images, labels), stages[-1]
+        )
         rises = fused(keep)(keys, stages, gradients)
         self._metrics["gradient_hit_rate"].update_state(found)
         for layer, augmented, rise in zip(self.layers, done, rises):
@@ -426,3 +497,107 @@ class AdversarialTraining(keras.callbacks.Callback):
 
 def _for(layer: StructuredAdversary, extra: dict) -> dict:
     return {key: extra[key] for key in layer.extra_keys if key in extra}
+
+
+def _moved(
+    layer: StructuredAdversary, augmented: Augmented, labels: Any, images: Any
+) -> Any:
+    """Returns the labels, of which those that are masks moved with the images."""
+    if labels is None or not layer.moves_pixels:
+        return labels
+    moved = layer.move({"labels": labels}, augmented.all_fields, images)
+    return moved["labels"]
+
+
+def adversaries_in(layer: keras.layers.Layer) -> list[StructuredAdversary]:
+    """Returns the adversarial layers inside a model, however deep."""
+    found, seen, waiting = [], set(), [layer]
+    while waiting:
+        one = waiting.pop(0)
+        if id(one) in seen:
+            continue
+        seen.add(id(one))
+        if isinstance(one, StructuredAdversary):
+            found.append(one)
+            continue
+        # Layers that are made of others keep them in attributes, or lists of them.
+        for value in (*getattr(one, "layers", ()), *vars(one).values()):
+            entries = value.values() if isinstance(value, dict) else [value]
+            if isinstance(value, (list, tuple)):
+                entries = value
+            waiting += [x for x in entries if isinstance(x, keras.layers.Layer)]
+    return found
+
+
+class RefreshSnapshot(keras.callbacks.Callback):
+    """Renews the snapshot of a model that a `tf.data` pipeline takes gradients of.
+
+    The pipeline is not traced anew. A batch that is under way keeps the weights with
+    which it began; batches that were prefetched were made with the weights before.
+
+    Args:
+        layer: the layer in the pipeline, bound with `snapshot=True`, or a list of them.
+        every: `"epoch"`, at the begin of each, or the number of batches after which the
+            snapshot is renewed; it also is at the begin of the training.
+
+    Raises:
+        ValueError: if `layer` or `every` has no meaning here.
+
+    Example:
+    >>> from keras_structadv import AdversarialFlow
+    >>> model = keras.Sequential(
+    ...     [keras.Input((6, 6, 1)), keras.layers.Flatten(), keras.layers.Dense(2)]
+    ... )
+    >>> model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(True))
+    >>> flow = AdversarialFlow().bind(model, snapshot=True)
+    >>> refresh = RefreshSnapshot(flow, every="epoch")
+    """
+
+    def __init__(
+        self,
+        layer: StructuredAdversary | Sequence[StructuredAdversary],
+        *,
+        every: str | int = "epoch",
+    ):
+        super().__init__()
+        layers = tuple(layer) if isinstance(layer, (list, tuple)) else (layer,)
+        if not layers or not all(isinstance(x, StructuredAdversary) for x in layers):
+            raise ValueError(
+                f"Received layer={layer!r}. Pass the adversarial layer of the "
+                "pipeline, or a list of them."
+            )
+        number = isinstance(every, numbers.Integral) and not isinstance(every, bool)
+        if every != "epoch" and not (number and every >= 1):
+            raise ValueError(
+                f'Received every={every!r}. Pass "epoch" or a number of batches >= 1.'
+            )
+        self.layers = layers
+        self.every = every
+        self._seen = self._seen_before = self._refreshed_at = 0
+
+    def on_train_begin(self, logs: dict | None = None) -> None:
+        """Starts to count."""
+        self._seen = self._seen_before = self._refreshed_at = 0
+
+    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
+        """Takes the weights with which the training or an epoch begins."""
+        self._seen_before = self._seen
+        if self.every == "epoch" or self._seen == 0:
+            self._refresh()
+
+    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
+        """Takes the weights of this time, if enough batches have passed."""
+        # Several steps may have been run at once: the number of the last one counts.
+        self._seen = self._seen_before + batch + 1
+        if self.every != "epoch" and self._seen - self._refreshed_at >= self.every:
+            self._refresh()
+            self._refreshed_at = self._seen
+
+    def _refresh(self) -> None:
+        for layer in self.layers:
+            if layer.binding.snapshot is None:
+                raise ValueError(
+                    f"Layer {layer.name!r} has no snapshot to renew. Bind it with "
+                    "layer.bind(model, snapshot=True)."
+                )
+            layer.binding.snapshot.refresh()

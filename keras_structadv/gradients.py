@@ -8,6 +8,9 @@ not depend on the images; and, to reuse the gradients of training, what
 """
 
 import contextlib
+import functools
+import inspect
+import math
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -20,15 +23,15 @@ from keras import backend, ops
 from keras_structadv.losses import (
     TARGETS,
     as_labels,
+    by_output,
     check_length,
     most_likely,
-    only_entry,
-    per_image_loss,
 )
 
 # Each image's loss is brought to this size before the backward pass. It keeps float16
 # gradients away from zero as well as from infinity, whatever the size of the loss.
 _LOSS_SIZE = 64.0
+_ALIGNED = 64  # bytes
 
 
 def per_image_gradients(
@@ -47,8 +50,11 @@ def per_image_gradients(
     and losses stay as they are.
 
     Args:
-        model: a built model with one input and one output.
-        images: float or integer, (batch, ...), as the model takes them.
+        model: a model. Of several outputs the sum of their losses counts, with their
+            `loss_weights`.
+        images: float or integer, (batch, ...), as the model takes them. For a model
+            with several inputs, all of them, as it takes them: the images are the one
+            of rank 4, or the entry `"images"` of a dict.
         labels: the true labels, in the form that the loss takes; `None` for the
             model's own most likely labels, where the loss is a cross-entropy.
         loss: the loss, as `model.compile` takes it; `None` for the one that the model
@@ -73,51 +79,114 @@ def per_image_gradients(
             f"Gradients are not available on the {backend.backend()} backend yet. Set "
             'KERAS_BACKEND to one of: "' + '", "'.join(_BACKENDS) + '".'
         )
-    images = ops.convert_to_tensor(images)
-    if labels is not None:
-        labels = ops.convert_to_tensor(only_entry(labels))
-        check_length("labels", labels, images)
-    if not (target is None or callable(target) or isinstance(target, str)):
-        target = ops.convert_to_tensor(target)
-        check_length("target", target, images)
+    images, pack = images_among(images)
+    if not model.built and pack(images) is images:
+        model.build(images.shape)
+    inference = Inference(model)
+    return gradients_of(
+        model, lambda z: inference(pack(z)), images, labels, loss=loss, target=target
+    )
+
+
+def images_among(inputs: Any) -> tuple[Any, Callable]:
+    """Finds the images among the inputs of a model.
+
+    Args:
+        inputs: an array, or a structure of arrays: the images are the only one, the
+            only one of rank 4, or the entry `"images"` of a dict.
+
+    Returns:
+        The images, and a function `(images, chosen=None) -> inputs` that puts others in
+        their place, with the places of those among the batch.
+
+    Raises:
+        ValueError: if it is not clear which are the images.
+    """
+    leaves = [ops.convert_to_tensor(x) for x in keras.tree.flatten(inputs)]
+    places = [i for i, x in enumerate(leaves) if len(x.shape) == 4]
+    if len(leaves) == 1:
+        places = [0]
+    elif len(places) != 1 and isinstance(inputs, dict) and "images" in inputs:
+        marks = {key: key == "images" for key in inputs}
+        places = [i for i, x in enumerate(keras.tree.flatten(marks)) if x]
+    if len(places) != 1:
+        shapes = keras.tree.map_structure(lambda x: tuple(x.shape), inputs)
+        raise ValueError(
+            f"Received inputs of shapes {shapes}. One of them must be images of rank "
+            '4; where several are, name the images: {"images": ..., ...}.'
+        )
+    place = places[0]
+
+    def pack(images: Any, chosen: Any = None) -> Any:
+        others = leaves
+        if chosen is not None and len(leaves) > 1:
+            others = [ops.take(x, chosen, axis=0) for x in leaves]
+        packed = [*others[:place], images, *others[place + 1 :]]
+        return keras.tree.pack_sequence_as(inputs, packed)
+
+    return leaves[place], pack
+
+
+def gradients_of(
+    model: keras.Model,
+    forward: Callable[[Any], Any],
+    images: Any,
+    labels: Any,
+    *,
+    loss: Any,
+    target: Any,
+) -> Any:
+    """Returns what `per_image_gradients` does, for a way from images to predictions.
+
+    Args:
+        model: the model, whose compiled loss it is.
+        forward: from images to the predictions of the model, in inference mode.
+        images: float or integer, (batch, ...).
+        labels: as in `per_image_gradients`, as are `loss` and `target`.
+        loss: see `labels`.
+        target: see `labels`.
+
+    Returns:
+        gradients: float32, the shape of `images`.
+    """
     if isinstance(target, str) and target not in TARGETS:
         raise ValueError(
             f"Received target={target!r}. Pass None, one of {list(TARGETS)}, or labels."
         )
-    loss = per_image_loss(model, loss)
-    if not model.built:
-        model.build(images.shape)
-    forward = _Inference(model)
+    rule = TARGETS[target] if isinstance(target, str) else target
+    rule, aims = (rule, None) if callable(rule) else (None, target)
 
     def objective(images: Any) -> tuple[Any, Any]:
-        predictions = only_entry(forward(images))
-        if isinstance(predictions, (list, tuple, dict)):
-            raise ValueError(
-                f"Received a model with {len(predictions)} outputs. Gradients are "
-                "taken of models with one output: pass a model of the output that the "
-                "images shall be adversarial to."
-            )
-        if len(predictions.shape) == 1:
-            predictions = predictions[:, None]
-        losses = adversarial_losses(predictions)
+        losses = 0.0
+        predictions = forward(images)
+        weights = functools.partial(_loss_weights, model)
+        for row in by_output(model, loss, weights, predictions, labels, aims):
+            if aims is None or row[-1] is not None:  # else an output that is left alone
+                losses = losses + adversarial_losses(*row)
         size = ops.maximum(ops.abs(ops.stop_gradient(losses)), 0.01)
         return ops.sum(losses * (_LOSS_SIZE / size)), size
 
-    def adversarial_losses(predictions: Any) -> Any:
+    def adversarial_losses(
+        weight: Any, loss: Any, predictions: Any, true: Any, aim: Any
+    ) -> Any:
+        if len(predictions.shape) == 1:
+            predictions = predictions[:, None]
         settled = ops.stop_gradient(predictions)
-        true = labels
         if true is None:
             true = as_labels(most_likely(settled, loss), settled, loss)
+        true = ops.convert_to_tensor(true)
+        check_length("labels", true, images)
         if target is None:
-            return loss(true, predictions)
-        aim = target if not isinstance(target, str) else TARGETS[target]
-        if callable(aim):
-            aim = aim(true, settled)
+            return weight * loss(true, predictions)
+        if rule is not None:
+            aim = rule(true, settled)
+        aim = ops.convert_to_tensor(aim)
+        check_length("target", aim, images)
         aim = as_labels(aim, settled, loss, like=true)
         if loss.ignore_class is not None:  # what has no label gets no aim either
             ignored = ops.cast(loss.ignore_class, true.dtype)
             aim = ops.where(true == ignored, true, aim)
-        return -loss(aim, predictions)
+        return -weight * loss(aim, predictions)
 
     gradients, size = _BACKENDS[backend.backend()](
         objective, ops.stop_gradient(ops.cast(images, "float32"))
@@ -182,6 +251,12 @@ def is_distributed(model: keras.Model) -> bool:
     """Returns whether a model is trained under a distribution strategy."""
     strategy = getattr(model, "distribute_strategy", None)
     return type(strategy).__name__ != "_DefaultDistributionStrategy"
+
+
+def strategy_scope(model: keras.Model) -> contextlib.AbstractContextManager:
+    """Returns the scope in which variables for the train step of a model are made."""
+    strategy = getattr(model, "distribute_strategy", None)
+    return contextlib.nullcontext() if strategy is None else strategy.scope()
 
 
 def bits(x: Any) -> Any:
@@ -272,6 +347,17 @@ def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
             setattr(owner, name, own)
 
 
+def _loss_weights(model: keras.Model) -> Any:
+    """Returns the `loss_weights` that a model was compiled with."""
+    scope = contextlib.nullcontext()
+    if backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        scope = tf.init_scope()  # the config reads the optimizer's variables
+    with scope:
+        return (model.get_compile_config() or {}).get("loss_weights")
+
+
 def _without_gradient(model: keras.Model, images: Any) -> Any:
     warnings.warn(
         f"The loss of model {model.name!r} does not depend on the images, so that "
@@ -282,20 +368,115 @@ def _without_gradient(model: keras.Model, images: Any) -> Any:
     return ops.zeros_like(ops.cast(images, "float32"))
 
 
-class _Inference(keras.layers.Layer):
-    """Calls a model in inference mode, and leaves the losses that it holds alone.
+class Inference(keras.layers.Layer):
+    """Calls a model in inference mode, and leaves no trace in it.
 
     Keras clears the losses of the layer at which a call enters. Here that is this
     layer, which does not track the model.
+
+    Args:
+        model: the model.
+        values: for variables of the model, the values to use in their place.
+    """
+
+    def __init__(self, model: keras.Model, values: Any = ()):
+        super().__init__(
+            name="gradient_pass", dtype=model.dtype_policy, autocast=model.autocast
+        )
+        parameters = inspect.signature(model.call).parameters.values()
+        takes_mode = any(
+            p.name == "training" or p.kind == p.VAR_KEYWORD for p in parameters
+        )
+        mode = {"training": False} if takes_mode else {}
+        # Not `model(inputs)`: where this happens inside a call of the model itself, its
+        # end would be taken for the end of that call.
+        self._call_model = lambda inputs: model.call(inputs, **mode)
+        self._values = lambda: values
+        self._set_mode = _InMode()
+        self.built = True
+
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
+        """Returns the predictions of the model."""
+        self._set_mode(inputs, training=False)
+        with keras.StatelessScope(self._values()):
+            predictions = self._call_model(inputs)
+        # What comes next in the call around this one inherits the mode.
+        if training is not None:
+            self._set_mode(inputs, training=training)
+        return predictions
+
+
+class _InMode(keras.layers.Layer):
+    def __init__(self):
+        super().__init__(autocast=False)
+        self.built = True
+
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
+        return inputs
+
+
+class WeightSnapshot:
+    """A copy of the weights of a model, on the CPU, that is renewed all at once.
+
+    The weights are the bytes of one array: whoever reads it sees all of them as they
+    were at one time, also while it is renewed by another thread.
+
+    Args:
+        model: a built model.
+
+    Raises:
+        ValueError: if the model has no weights yet.
+        NotImplementedError: on a backend that has no `tf.data`.
     """
 
     def __init__(self, model: keras.Model):
-        super().__init__(name="gradient_pass", autocast=False)
-        self._call_model = lambda images: model(images, training=False)
+        if backend.backend() != "tensorflow":
+            raise NotImplementedError(
+                f"Received snapshot=True on the {backend.backend()} backend. A "
+                "snapshot serves tf.data, which computes with TensorFlow: set "
+                'KERAS_BACKEND="tensorflow", or train with AdversarialTraining.'
+            )
+        if not model.built:
+            raise ValueError(
+                f"Model {model.name!r} has no weights yet, so that there is nothing to "
+                "take a snapshot of. Build it first: model.build(input_shape)."
+            )
+        import tensorflow as tf
 
-    def call(self, images: Any) -> Any:
-        with keras.StatelessScope():
-            return self._call_model(images)
+        self._model = model
+        with tf.init_scope(), tf.device("CPU:0"):
+            self._bytes = tf.Variable(self._current(), trainable=False)
+
+    def refresh(self) -> None:
+        """Copies the weights as they are now."""
+        self._bytes.assign(self._current())
+
+    def values(self) -> list[tuple[keras.Variable, Any]]:
+        """Returns each variable of the model with its value in the snapshot."""
+        import tensorflow as tf
+
+        flat = self._bytes.read_value()
+        values, start = [], 0
+        for variable in self._model.variables:
+            dtype, shape = tf.as_dtype(variable.dtype), tuple(variable.shape)
+            end = start + dtype.size * math.prod(shape)
+            value = flat[start:end]  # aligned, so that nothing is copied
+            if dtype == tf.bool:
+                value = tf.reshape(value != 0, shape)
+            else:
+                size = (dtype.size,) if dtype.size > 1 else ()
+                value = tf.bitcast(tf.reshape(value, shape + size), dtype)
+            values.append((variable, value))
+            start = -(-end // _ALIGNED) * _ALIGNED
+        return values
+
+    def _current(self) -> np.ndarray:
+        parts = []
+        for variable in self._model.variables:
+            value = np.ascontiguousarray(ops.convert_to_numpy(variable))
+            part = value.reshape(-1).view(np.uint8)
+            parts += [part, np.zeros(-len(part) % _ALIGNED, np.uint8)]
+        return np.concatenate(parts) if parts else np.zeros(0, np.uint8)
 
 
 def _tensorflow_gradients(

@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 import keras
-from keras import ops
+from keras import backend, ops
 
 from keras_structadv.flow import (
     adversarial_flow,
@@ -18,7 +18,12 @@ from keras_structadv.layers.base import (
     is_zero,
     strength_range,
 )
-from keras_structadv.warp import compose_flows, dense_image_warp
+from keras_structadv.warp import (
+    compose_flows,
+    dense_image_warp,
+    move_boxes,
+    move_points,
+)
 
 
 @keras.saving.register_keras_serializable(package="keras_structadv")
@@ -109,6 +114,37 @@ class AdversarialFlow(StructuredAdversary):
         """Returns the images warped along the flow."""
         return dense_image_warp(images, field)
 
+    def move(self, data: dict, field: Any, images: Any) -> dict:
+        """Returns masks, boxes and points moved with the images, dtypes kept.
+
+        Labels of the height and width of the images are taken for masks. A box becomes
+        the smallest one around what was in it, within the image; if nothing of it is
+        left, it gets the label -1, as Keras has it. Points may leave the image.
+        """
+        size = tuple(self._channels_last(images).shape[1:3])
+        moved = {}
+        if data.get("labels") is not None:
+            moved["labels"] = keras.tree.map_structure(
+                lambda x: self._moved_mask(x, field) if self._size(x) == size else x,
+                data["labels"],
+            )
+        if "segmentation_masks" in data:
+            masks = data["segmentation_masks"]
+            if self._size(masks) != size:
+                raise ValueError(
+                    f"Received segmentation_masks of shape {tuple(masks.shape)} for "
+                    f"images of shape {tuple(images.shape)}. Pass masks of their "
+                    "height and width, with or without a channel axis."
+                )
+            moved["segmentation_masks"] = self._moved_mask(masks, field)
+        if "keypoints" in data:
+            moved["keypoints"] = _moved_points(data["keypoints"], field)
+        if "bounding_boxes" in data:
+            moved["bounding_boxes"] = self._moved_boxes(
+                data["bounding_boxes"], field, size
+            )
+        return moved
+
     def check_reuse(self) -> None:
         """Raises a `ValueError` where the gradient of training cannot serve."""
         super().check_reuse()
@@ -139,6 +175,59 @@ class AdversarialFlow(StructuredAdversary):
             return ops.where(is_zero(field), 0.0, strength)
         return longest_displacement(field)
 
+    def _size(self, masks: Any) -> tuple | None:
+        """Returns the height and width of what may be masks."""
+        if len(masks.shape) == 3:
+            return tuple(masks.shape[1:])
+        first = 2 if self.data_format == "channels_first" else 1
+        return tuple(masks.shape[first : first + 2]) if len(masks.shape) == 4 else None
+
+    def _moved_mask(self, masks: Any, flow: Any) -> Any:
+        """Returns masks, with or without a channel axis, moved along a flow."""
+        if len(masks.shape) == 3:
+            moved = dense_image_warp(masks[..., None], flow, interpolation="nearest")
+            return moved[..., 0]
+        masks = self._channels_last(masks)
+        return self._as_came(dense_image_warp(masks, flow, interpolation="nearest"))
+
+    def _moved_boxes(self, bounding_boxes: dict, flow: Any, size: tuple) -> dict:
+        """Returns a dict of boxes with their labels, moved along a flow."""
+        if self.bounding_box_format is None:
+            raise ValueError(
+                "Received bounding_boxes, and no bounding_box_format. Pass it to the "
+                f'layer, e.g. {type(self).__name__}(bounding_box_format="xyxy").'
+            )
+        dense = isinstance(bounding_boxes, dict) and not any(
+            getattr(x, "ragged_rank", None) for x in bounding_boxes.values()
+        )
+        ids = "classes" if dense and "classes" in bounding_boxes else "labels"
+        if not dense or not {"boxes", ids} <= set(bounding_boxes):
+            raise ValueError(
+                f"Received bounding_boxes={bounding_boxes!r}. Pass a dict with dense "
+                '"boxes", (batch, count, 4), and "labels", (batch, count), -1 where '
+                "there is no box."
+            )
+        given, labels = bounding_boxes["boxes"], bounding_boxes[ids]
+        height, width = size
+        format = {"height": height, "width": width, "dtype": "float32"}
+        boxes = ops.cast(given, "float32")
+        boxes = keras.utils.bounding_boxes.convert_format(
+            boxes, self.bounding_box_format, "xyxy", **format
+        )
+        clipped = keras.utils.bounding_boxes.clip_to_image_size(
+            {"boxes": move_boxes(boxes, flow), "labels": labels}, height, width, "xyxy"
+        )
+        boxes = keras.utils.bounding_boxes.convert_format(
+            clipped["boxes"], "xyxy", self.bounding_box_format, **format
+        )
+        # What does not move stays as it is to the bit, also where it was not clipped.
+        still = is_zero(flow)[:, None] | (labels == ops.cast(-1, labels.dtype))
+        return {
+            **bounding_boxes,
+            "boxes": ops.where(still[..., None], given, _in_dtype_of(given, boxes)),
+            ids: ops.where(still, labels, ops.cast(clipped["labels"], labels.dtype)),
+        }
+
     def get_config(self) -> dict:
         """Returns every constructor argument; the bound model is not one."""
         return {
@@ -148,3 +237,24 @@ class AdversarialFlow(StructuredAdversary):
             "alpha": self.alpha,
             "solver": self.solver,
         }
+
+
+def _moved_points(points: Any, flow: Any) -> Any:
+    """Returns points moved along a flow; what follows x and y is kept."""
+    if len(points.shape) < 3 or points.shape[-1] is None or points.shape[-1] < 2:
+        raise ValueError(
+            f"Received keypoints of shape {tuple(points.shape)}. Pass (x, y) in "
+            "pixels, (batch, count, 2), and what else belongs to a point after them."
+        )
+    shape = ops.shape(points)
+    flat = ops.reshape(points[..., :2], (shape[0], math.prod(shape[1:-1]), 2))
+    moved = ops.reshape(move_points(flat, flow), (*shape[:-1], 2))
+    still = ops.reshape(is_zero(flow), (-1,) + (1,) * (len(shape) - 1))
+    moved = ops.where(still, points[..., :2], _in_dtype_of(points, moved))
+    return ops.concatenate([moved, points[..., 2:]], axis=-1)
+
+
+def _in_dtype_of(given: Any, moved: Any) -> Any:
+    if not backend.is_float_dtype(backend.standardize_dtype(given.dtype)):
+        moved = ops.round(moved)
+    return ops.cast(moved, given.dtype)

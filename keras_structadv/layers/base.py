@@ -1,11 +1,13 @@
 """What the adversarial layers share: from images and labels to augmented images."""
 
+import contextlib
+import contextvars
 import dataclasses
 import functools
 import math
 import numbers
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import keras
@@ -13,12 +15,20 @@ import numpy as np
 from keras import ops
 
 from keras_structadv.fields import range_pair
-from keras_structadv.gradients import per_image_gradients, visible
+from keras_structadv.gradients import (
+    Inference,
+    WeightSnapshot,
+    gradients_of,
+    images_among,
+    visible,
+)
 from keras_structadv.losses import TARGETS, check_length, random_wrong
 
 _KEYS = ("images", "labels", "targets")
-_FIELD_KEYS = ("segmentation_masks", "bounding_boxes", "keypoints")
+_MOVED = ("segmentation_masks", "bounding_boxes", "keypoints")
 _TARGETS = (None, *TARGETS)
+_BOXES = ("xyxy", "yxyx", "xywh", "center_xywh", "center_yxhw")
+BOX_FORMATS = _BOXES + tuple(f"rel_{name}" for name in _BOXES if name != "center_yxhw")
 
 
 class Augmented(NamedTuple):
@@ -31,6 +41,7 @@ class Augmented(NamedTuple):
         active: float32, (chosen,), 1 where an image was chosen, else 0.
         sizes: float32, (chosen,), the size of each field, as `measure` tells it.
         fields: the fields of the chosen images, (chosen, height, width, ...).
+        chosen: int32, (chosen,), which images of the batch they are; `None` for all.
     """
 
     images: Any
@@ -38,6 +49,65 @@ class Augmented(NamedTuple):
     active: Any
     sizes: Any
     fields: Any
+    chosen: Any
+
+    @property
+    def all_fields(self) -> Any:
+        """The fields of all images of the batch, zero for those that stay."""
+        if self.chosen is None:
+            return self.fields
+        batch = ops.shape(self.images)[:1]
+        shape = (*batch, *ops.shape(self.fields)[1:])
+        return ops.scatter_update(ops.zeros(shape), self.chosen[:, None], self.fields)
+
+
+class Step(NamedTuple):
+    """The train step that is being traced or run, as the layers in it need it.
+
+    Attributes:
+        model: the model that is trained.
+        pack: `(images, chosen) -> inputs`; see `images_among`.
+        labels: the true labels of the batch.
+        strength: factor in [0, 1] on the drawn strengths.
+        look_at: takes `(layer, images)`, the images as they reach a layer.
+        count: takes `(layer, augmented)`, what a layer made of them.
+    """
+
+    model: keras.Model
+    pack: Callable[..., Any]
+    labels: Any
+    strength: Any
+    look_at: Callable[[Any, Any], None]
+    count: Callable[[Any, Augmented], None]
+
+
+@dataclasses.dataclass
+class Probe:
+    """What a layer inside a model emits during its own gradient pass."""
+
+    layer: Any
+    images: Any
+    calls: int = 0
+
+
+# Of each thread its own: replicas are traced in threads that take turns.
+_STEP = contextvars.ContextVar("step", default=None)
+_PROBE = contextvars.ContextVar("probe", default=None)
+
+
+@contextlib.contextmanager
+def during(variable: contextvars.ContextVar, value: Any) -> Iterator[None]:
+    """Gives a context variable a value for a while."""
+    token = variable.set(value)
+    try:
+        yield
+    finally:
+        variable.reset(token)
+
+
+def during_step(step: Step) -> contextlib.AbstractContextManager:
+    """Lets the layers that are called meanwhile know the step they are in."""
+    return during(_STEP, step)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +116,7 @@ class Binding:
 
     model: keras.Model | None = None
     loss: Any = None
+    snapshot: WeightSnapshot | None = None
 
 
 class StructuredAdversary(keras.layers.Layer):
@@ -64,6 +135,8 @@ class StructuredAdversary(keras.layers.Layer):
         value_range: the lowest and the highest value of the images.
         seed: integer; `None` for a random one.
         data_format: `"channels_last"` or `"channels_first"`; `None` for Keras' own.
+        bounding_box_format: how the `"boxes"` of `"bounding_boxes"` are meant, as
+            `keras.utils.bounding_boxes` names it, e.g. `"xyxy"`.
         **kwargs: `name` and `dtype`, as for every layer.
     """
 
@@ -77,6 +150,7 @@ class StructuredAdversary(keras.layers.Layer):
         value_range: tuple[float, float] = (0, 255),
         seed: int | None = None,
         data_format: str | None = None,
+        bounding_box_format: str | None = None,
         **kwargs: Any,
     ):
         super().__init__(autocast=False, **kwargs)  # labels keep their dtype
@@ -101,6 +175,12 @@ class StructuredAdversary(keras.layers.Layer):
                 f"Received data_format={data_format!r}. Pass "
                 '"channels_last" or "channels_first".'
             )
+        if bounding_box_format not in (None, *BOX_FORMATS):
+            raise ValueError(
+                f"Received bounding_box_format={bounding_box_format!r}. Pass one of "
+                f"{BOX_FORMATS}."
+            )
+        self.bounding_box_format = bounding_box_format
         self.seed_generator = keras.random.SeedGenerator(seed)
         self.binding = Binding()
         self._values_checked = False
@@ -110,30 +190,28 @@ class StructuredAdversary(keras.layers.Layer):
         """Tells the layer whose loss its gradients are taken of.
 
         Args:
-            model: a model with one input, images, and one output. It is read at each
-                call, so that the gradients are those of the weights at that time.
+            model: the model; it may be the one that the layer is in. It is read at
+                each call, so that the gradients are those of the weights at that time.
                 It is neither tracked nor saved with the layer.
             loss: overrides the layer's own `loss` and the model's compiled one.
-            snapshot: not available yet.
+            snapshot: whether to take the gradients of a copy of the weights instead,
+                which lies on the CPU, so that a `tf.data` pipeline can use it while the
+                model is trained elsewhere; see `RefreshSnapshot`.
 
         Returns:
             The layer itself.
 
         Raises:
             TypeError: if `model` is not a Keras model.
-            NotImplementedError: for a snapshot.
+            ValueError: for a snapshot of a model that is not built.
         """
         if not isinstance(model, keras.Model):
             raise TypeError(
                 f"Received model={model!r} of type {type(model).__name__}. Bind to a "
                 "keras.Model."
             )
-        if snapshot:
-            raise NotImplementedError(
-                "Received snapshot=True, which a later release brings. Bind to the "
-                "live model, or train with AdversarialTraining."
-            )
-        self.binding = Binding(model, loss)
+        copy = WeightSnapshot(model) if snapshot else None
+        self.binding = Binding(model, loss, copy)
         return self
 
     def draw_uniform(self, count: Any) -> Any:
@@ -188,6 +266,16 @@ class StructuredAdversary(keras.layers.Layer):
         """Returns channels-last float32 images changed by a field."""
         raise NotImplementedError
 
+    def move(self, data: dict, field: Any, images: Any) -> dict:
+        """Returns the entries of `data` that have to move with the images, moved.
+
+        Args:
+            data: labels, masks, boxes, points, under the keys of `call`.
+            field: the field of each image.
+            images: the images, for their shape.
+        """
+        return {}
+
     # The way of the data.
 
     def augment(
@@ -197,6 +285,7 @@ class StructuredAdversary(keras.layers.Layer):
         targets: Any = None,
         strength: Any = 1.0,
         extra: dict | None = None,
+        pack: Callable[..., Any] | None = None,
     ) -> Augmented:
         """Augments a batch for the bound model.
 
@@ -206,6 +295,8 @@ class StructuredAdversary(keras.layers.Layer):
             targets: labels to approach instead of the layer's `target`.
             strength: factor in [0, 1] on the drawn strengths.
             extra: what came under the `extra_keys`, one entry for each image.
+            pack: `(images, chosen) -> inputs` of the model; see `images_among`. `None`
+                where the images are the only input.
 
         Returns:
             An `Augmented`.
@@ -217,9 +308,12 @@ class StructuredAdversary(keras.layers.Layer):
         extra = {key: pick(value) for key, value in (extra or {}).items()}
         drawn = strength * active * self.draw_strength(ops.shape(originals)[0])
 
+        forward = self._forward(
+            None if pack is None else functools.partial(pack, chosen=chosen)
+        )
         current, field, gain = originals, None, 0.0
         for _ in range(self.steps):
-            gradients = self.gradient(current, labels, targets)
+            gradients = self.gradient(forward, current, labels, targets)
             step = self.make_field(
                 self._channels_last(current),
                 self._channels_last(gradients),
@@ -234,7 +328,7 @@ class StructuredAdversary(keras.layers.Layer):
         if chosen is not None:
             current = ops.scatter_update(images, chosen[:, None], current)
         sizes = self.measure(field, drawn)
-        return Augmented(current, gain, active, sizes, field)
+        return Augmented(current, gain, active, sizes, field, chosen)
 
     def augment_from_codes(
         self,
@@ -272,20 +366,7 @@ class StructuredAdversary(keras.layers.Layer):
             self._channels_last(images), codes, size, drawn, **(extra or {})
         )
         moved = self._applied(images, field)
-        return Augmented(moved, None, active, self.measure(field, drawn), field)
-
-    def check_labels(self, images: Any, labels: Any) -> None:
-        """Raises a `NotImplementedError` for labels that would have to move as well."""
-        if labels is None or not self.moves_pixels or len(labels.shape) < 3:
-            return
-        axes = slice(1, 3) if self.data_format == "channels_last" else slice(2, 4)
-        size = tuple(images.shape[axes])
-        if size in (tuple(labels.shape[1:3]), tuple(labels.shape[2:4])):
-            raise NotImplementedError(
-                f"Received labels of shape {tuple(labels.shape)} for images of shape "
-                f"{tuple(images.shape)}. They seem to be masks or images, which would "
-                "have to move with the images: that comes in a later release."
-            )
+        return Augmented(moved, None, active, self.measure(field, drawn), field, None)
 
     def check_values(self, lowest: float, highest: float) -> None:
         """Warns once if images with these extremes are not those of `value_range`."""
@@ -325,48 +406,56 @@ class StructuredAdversary(keras.layers.Layer):
         )
         return self.encode(images, gradients, size)
 
-    def gradient(self, images: Any, labels: Any, targets: Any) -> Any:
+    def gradient(
+        self,
+        forward: Callable[[Any], Any],
+        images: Any,
+        labels: Any,
+        targets: Any,
+    ) -> Any:
         """Returns the adversarial gradient of the bound model, as the images are."""
-        model = self.binding.model
-        if model is None:
-            raise ValueError(
-                f"Layer {self.name!r} was called with training=True before it was "
-                "bound to a model. Call layer.bind(model), or train with "
-                "callbacks=[AdversarialTraining(layer)]."
-            )
         target = self.target if targets is None else targets
         if isinstance(target, str) and target == "random":
             target = functools.partial(random_wrong, seed=self.seed_generator)
-        return per_image_gradients(
-            model, images, labels, loss=self._loss_in_use, target=target
-        )
+        loss = self._loss_in_use
+        model = self.binding.model
+        return gradients_of(model, forward, images, labels, loss=loss, target=target)
 
     def __call__(self, images: Any, *args: Any, **kwargs: Any) -> Any:
         """Returns what `call` returns; keys that it does not know are not touched."""
+        args = [np.asarray(x) if _is_python_data(x) else x for x in args]
         if not isinstance(images, dict):
-            args = [np.asarray(x) if _is_python_data(x) else x for x in args]
+            _check_dense(images)
             return super().__call__(images, *args, **kwargs)
-        for key in _FIELD_KEYS:
-            if key in images and self.moves_pixels:
-                raise NotImplementedError(
-                    f"Received the key {key!r}: moving it with the image comes in a "
-                    "later release, and leaving it where it was would be wrong."
-                )
         if "images" not in images:
             raise ValueError(
                 f"Received a dict with the keys {sorted(images)}. Pass the images "
                 'under the key "images".'
             )
+        _check_dense(images["images"])
+        beside = [key for key in self._inputs_beside if key in images]
         known = {
             key: np.asarray(images[key])
             if _is_python_data(images[key])
             else images[key]
-            for key in (*_KEYS, *self.extra_keys)
+            for key in dict.fromkeys((*_KEYS, *_MOVED, *self.extra_keys, *beside))
             if images.get(key) is not None
         }
+        if not self.moves_pixels:  # and never looks at them
+            known = {key: x for key, x in known.items() if key not in _MOVED}
         result = super().__call__(known, *args, **kwargs)
-        untouched = {key: images[key] for key in self.extra_keys if key in images}
-        return {**images, **result, **untouched}
+        data, *others = result if isinstance(result, tuple) else (result,)
+        changed = {key: data[key] for key in (*_KEYS[:2], *_MOVED) if key in data}
+        merged = {**images, **changed}
+        return (merged, *others) if others else merged
+
+    @property
+    def _inputs_beside(self) -> list[str]:
+        """The names of what the bound model takes beside the images."""
+        inputs = getattr(self.binding.model, "input", None)
+        if isinstance(inputs, dict) and "images" in inputs:
+            return [key for key in inputs if key != "images"]
+        return []
 
     def call(
         self,
@@ -377,9 +466,14 @@ class StructuredAdversary(keras.layers.Layer):
     ) -> Any:
         """Returns the augmented data in the structure in which it came.
 
+        A layer that moves what is in an image moves with it, in a dict, the
+        `"segmentation_masks"`, `"bounding_boxes"` and `"keypoints"`, and labels that
+        have the height and width of the images, as masks.
+
         Args:
             images: one image (rank 3), a batch (rank 4), or a dict with the key
-                `"images"` and, if there are any, `"labels"` and `"targets"`.
+                `"images"` and, if there are any, `"labels"`, `"targets"`, and what the
+                model takes beside the images.
             labels: one for each image, in the form that the loss takes.
             sample_weight: passed through; it does not enter the gradient.
             training: `False` for the identity.
@@ -387,14 +481,17 @@ class StructuredAdversary(keras.layers.Layer):
         Returns:
             Images alone, `(images, labels)`, `(images, labels, sample_weight)` or a
             dict, as the arguments were. The images have the layer's compute dtype;
-            everything else is returned as it came.
+            everything else keeps its own.
         """
-        if isinstance(images, dict):
-            return {**images, "images": self._augment_data(images, training)}
-        augmented = self._augment_data({"images": images, "labels": labels}, training)
-        if sample_weight is not None:
-            return augmented, labels, sample_weight
-        return augmented if labels is None else (augmented, labels)
+        data = images if isinstance(images, dict) else {"images": images}
+        given = data if labels is None else {**data, "labels": labels}
+        out = {**given, **self._augment_data(given, training)}
+        first = {key: out[key] for key in data}
+        first = first if isinstance(images, dict) else first["images"]
+        if labels is None:
+            return first
+        beside = () if sample_weight is None else (sample_weight,)
+        return first, out["labels"], *beside
 
     def compute_output_spec(
         self,
@@ -411,10 +508,9 @@ class StructuredAdversary(keras.layers.Layer):
         data = images if isinstance(images, dict) else {"images": images}
         out = keras.KerasTensor(data["images"].shape, dtype=self.compute_dtype)
         if isinstance(images, dict):
-            return {**keras.tree.map_structure(spec, images), "images": out}
-        if sample_weight is not None:
-            return out, spec(labels), spec(sample_weight)
-        return out if labels is None else (out, spec(labels))
+            out = {**keras.tree.map_structure(spec, images), "images": out}
+        beside = [x for x in (labels, sample_weight) if x is not None]
+        return (out, *keras.tree.map_structure(spec, beside)) if beside else out
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         """Returns the shape of the images out, which is that of the images in."""
@@ -434,6 +530,7 @@ class StructuredAdversary(keras.layers.Layer):
             "value_range": self.value_range,
             "seed": self.seed,
             "data_format": self.data_format,
+            "bounding_box_format": self.bounding_box_format,
         }
 
     @classmethod
@@ -454,31 +551,79 @@ class StructuredAdversary(keras.layers.Layer):
         """The loss that overrides the model's own, `None` if none does."""
         return self.loss if self.binding.loss is None else self.binding.loss
 
-    def _augment_data(self, data: dict, training: bool) -> Any:
-        images, labels, targets = (data.get(key) for key in _KEYS)
-        extra = {key: data[key] for key in self.extra_keys if key in data}
+    def _augment_data(self, data: dict, training: bool) -> dict:
+        """Returns the images and what moves with them."""
+        images = data["images"]
+        probe, step = _PROBE.get(), _STEP.get()
+        if probe is not None and probe.layer is self:
+            probe.calls += 1
+            return {"images": ops.cast(probe.images, self.compute_dtype)}
         if len(images.shape) not in (3, 4):
             raise ValueError(
                 f"Received images of shape {tuple(images.shape)}. Pass one image of "
                 "rank 3 or a batch of rank 4."
             )
         if not training or self.rate == 0:
-            return ops.cast(images, self.compute_dtype)
+            return {"images": ops.cast(images, self.compute_dtype)}
         single = len(images.shape) == 3
         if single:
-            images, labels, targets, extra = keras.tree.map_structure(
-                lambda x: None if x is None else x[None],
-                (images, labels, targets, extra),
+            data = keras.tree.map_structure(
+                lambda x: None if x is None else ops.convert_to_tensor(x)[None], data
             )
+        images, labels, targets = (data.get(key) for key in _KEYS)
+        extra = {key: data[key] for key in self.extra_keys if key in data}
         for name, x in {"labels": labels, "targets": targets, **extra}.items():
-            if x is not None:
-                check_length(name, x, images)
-        self.check_labels(images, labels)
-        if self.checks_values and (seen := visible(images)) is not None and seen.size:
+            for entry in keras.tree.flatten(x):
+                if entry is not None:
+                    check_length(name, entry, images)
+        strength, pack = 1.0, None
+        if beside := {key: data[key] for key in self._inputs_beside if key in data}:
+            _, pack = images_among({"images": images, **beside})
+        if step is not None and step.model is self.binding.model:
+            strength, pack = step.strength, step.pack
+            labels = step.labels if labels is None else labels
+            step.look_at(self, images)
+        elif self.checks_values and (seen := visible(images)) is not None and seen.size:
             self.check_values(float(seen.min()), float(seen.max()))
-        augmented = self.augment(images, labels, targets, extra=extra).images
-        augmented = ops.cast(augmented, self.compute_dtype)
-        return augmented[0] if single else augmented
+        augmented = self.augment(images, labels, targets, strength, extra, pack)
+        if step is not None and step.model is self.binding.model:
+            step.count(self, augmented)
+        out = {"images": ops.cast(augmented.images, self.compute_dtype)}
+        if self.moves_pixels and any(key in data for key in ("labels", *_MOVED)):
+            out |= self.move(data, augmented.all_fields, images)
+        return keras.tree.map_structure(lambda x: x[0], out) if single else out
+
+    def _forward(self, inputs: Callable[[Any], Any] | None) -> Callable[[Any], Any]:
+        """Returns the way from images at this layer to the predictions of the model.
+
+        A layer inside the model emits the images itself in this pass, so that the
+        gradient is that of the rest of the model.
+        """
+        model, snapshot = self.binding.model, self.binding.snapshot
+        if model is None:
+            raise ValueError(
+                f"Layer {self.name!r} was called with training=True before it was "
+                "bound to a model. Call layer.bind(model), or train with "
+                "callbacks=[AdversarialTraining(layer)], or, if the layer is inside "
+                "the model, with callbacks=[AdversarialTraining()]. For inference, "
+                "pass training=False."
+            )
+        # All steps see the weights of one time.
+        inference = Inference(model, () if snapshot is None else snapshot.values())
+
+        def forward(images: Any) -> Any:
+            probe = Probe(self, images)
+            given = _fitting(model, images) if inputs is None else inputs(images)
+            with during(_PROBE, probe):
+                predictions = inference(given)
+            if probe.calls > 1:
+                raise ValueError(
+                    f"Layer {self.name!r} is called {probe.calls} times in model "
+                    f"{model.name!r}. Use one layer for each call."
+                )
+            return predictions
+
+        return forward
 
     def _choose(self, images: Any) -> tuple[Any, Any]:
         """Returns the places of the chosen images, and 1.0 for each that is active."""
@@ -518,7 +663,33 @@ class StructuredAdversary(keras.layers.Layer):
 
 
 def _is_python_data(x: Any) -> bool:
-    return isinstance(x, (list, tuple, numbers.Number))
+    leaves = keras.tree.flatten(x) if isinstance(x, (list, tuple)) else [x]
+    return all(isinstance(leaf, numbers.Number) for leaf in leaves)
+
+
+def _check_dense(images: Any) -> None:
+    if getattr(images, "ragged_rank", None):  # symbolic tensors have one of None
+        raise ValueError(
+            f"Received ragged images of shape {tuple(images.shape)}. A flow and a "
+            "recolouring are solved for images of one size: resize or pad the images "
+            "(keras.layers.Resizing, images.to_tensor()) before this layer."
+        )
+
+
+def _fitting(model: keras.Model, images: Any) -> Any:
+    """Returns images as the model takes them, of no matter which content.
+
+    A layer inside a model, behind layers that change the size, has images of another
+    size than the model; these inputs then only have to pass through what is before it.
+    """
+    if not model.built:
+        model.build(images.shape)
+    shape = getattr(model, "input_shape", None)
+    if not isinstance(shape, tuple) or len(shape) != 4 or None in shape[1:]:
+        return images
+    if tuple(images.shape[1:]) == shape[1:]:
+        return images
+    return ops.zeros((ops.shape(images)[0], *shape[1:]))
 
 
 def is_zero(field: Any) -> Any:
