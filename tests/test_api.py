@@ -14,6 +14,7 @@ NAMES = [
     "AdversarialRecoloring",
     "AdversarialTraining",
     "GradientStore",
+    "RefreshSnapshot",
     "adversarial_flow",
     "adversarial_recoloring",
     "datasets",
@@ -33,6 +34,7 @@ SIGNATURES = {
     "AdversarialTraining": "(layer=None, *, gradient='fresh', schedule=None)",
     "GradientStore": "(capacity=65536, size=8, backup_dir=None, "
     "delete_checkpoint=True)",
+    "RefreshSnapshot": "(layer, *, every='epoch')",
     "adversarial_flow": "(images, gradients, *, smoothness=100.0, "
     "max_displacement=2.0, alpha=None, solver='dct')",
     "adversarial_recoloring": "(images, gradients, *, magnitude=0.08, coherence=1.0, "
@@ -60,6 +62,7 @@ COMMON = {
     "value_range": (0, 255),
     "seed": None,
     "data_format": None,
+    "bounding_box_format": None,
 }
 # Each stage imports only from the stages before it.
 STAGES = [
