@@ -124,7 +124,10 @@ def move_boxes(boxes: Any, flow: Any) -> Any:
     batch, count = ops.shape(boxes)[:2]
     points = ops.reshape(outline, (batch, count * 4 * _SIDE, 2))
     moved = ops.reshape(move_points(points, flow), (batch, count, 4 * _SIDE, 2))
-    corners = [ops.min(moved, axis=-2), ops.max(moved, axis=-2)]
+    corners = [  # with a start, so that there may be no box at all
+        ops.min(moved, axis=-2, initial=np.inf),
+        ops.max(moved, axis=-2, initial=-np.inf),
+    ]
     return ops.concatenate(corners, axis=-1) + 0.5
 
 

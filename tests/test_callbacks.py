@@ -412,16 +412,34 @@ def test_one_input_in_a_list_or_a_dict(images, labels):
     assert_same_weights(fit({"im": images}), bare)
 
 
-def test_masks_are_not_left_behind(images):
-    model = keras.Sequential(
-        [keras.Input((8, 8, 1)), layers.Conv2D(3, 3, padding="same")]
-    )
-    model.compile("sgd", loss_from_logits)
-    masks = np.zeros((6, 8, 8), "int32")
-    with pytest.raises(NotImplementedError, match=r"labels of shape .*8, 8\).*masks"):
-        model.fit(
-            images, masks, verbose=0, callbacks=[ksa.AdversarialTraining(layer())]
-        )
+def test_labels_that_are_masks_move_with_the_images(images):
+    """Exactly where the image is 1: what the model sees shows whether they fit."""
+    seen = []
+
+    def keep(labels, predictions):
+        seen.append((labels, predictions))
+        return ops.mean(ops.square(predictions - ops.cast(labels, "float32")), -1)
+
+    def fit(gradient, masks):
+        seen.clear()
+        model = keras.Sequential([keras.Input((8, 8, 1)), layers.Conv2D(1, 1)])
+        model.layers[0].set_weights([np.ones((1, 1, 1, 1)), np.zeros(1)])
+        model.compile(keras.optimizers.SGD(0.0), keep, run_eagerly=True)
+        mover = ksa.AdversarialFlow(max_displacement=(2, 2), rate=0.5, seed=1)
+        callback = ksa.AdversarialTraining(mover, gradient=gradient)
+        fit = {"shuffle": False, "epochs": 2, "verbose": 0, "callbacks": [callback]}
+        model.fit(images, masks, **fit)
+        return tuple(map(ops.convert_to_numpy, seen[-1]))
+
+    for gradient in ("fresh", "reuse"):
+        masks = (images > 0.5).astype("int32")
+        moved, image = fit(gradient, masks)
+        assert moved.shape == masks.shape and set(np.unique(moved)) == {0, 1}
+        assert (moved != masks).mean() > 0.01
+        assert ((image > 0.5) != moved).mean() < 0.05
+        assert ((image > 0.5) != masks).mean() > ((image > 0.5) != moved).mean()
+        flat, _ = fit(gradient, masks[..., 0])
+        np.testing.assert_array_equal(np.ravel(flat), np.ravel(moved))
 
 
 def test_an_error_inside_the_step_leaves_a_plain_model(images, labels):
@@ -470,8 +488,6 @@ def test_a_bad_image_does_not_spoil_the_gain(images, labels):
 
 
 def test_bad_arguments_are_named(images, labels):
-    with pytest.raises(NotImplementedError, match="no layer"):
-        ksa.AdversarialTraining()
     with pytest.raises(ValueError, match="layer='flow'.*AdversarialFlow"):
         ksa.AdversarialTraining("flow")
     with pytest.raises(ValueError, match="gradient='stale'.*fresh"):
@@ -490,26 +506,167 @@ def test_bad_arguments_are_named(images, labels):
             verbose=0,
             callbacks=[ksa.AdversarialTraining(layer()) for _ in range(2)],
         )
-    inside = keras.Sequential(
-        [keras.Input((8, 8, 1)), layer(), layers.Flatten(), layers.Dense(3)]
-    )
-    inside.compile("sgd", loss_from_logits)
-    with pytest.raises(NotImplementedError, match="a layer of the model itself"):
-        inside.fit(
-            images,
-            labels,
-            verbose=0,
-            callbacks=[ksa.AdversarialTraining(inside.layers[0])],
-        )
     flat = keras.Sequential([keras.Input((4,)), layers.Dense(3)])
     flat.compile("sgd", loss_from_logits)
-    with pytest.raises(ValueError, match=r"one input, images of rank 4.*\(None, 4\)"):
+    with pytest.raises(ValueError, match=r"images of rank 4.*\(None, 4\)"):
         flat.fit(
             np.zeros((6, 4)),
             labels,
             verbose=0,
             callbacks=[ksa.AdversarialTraining(layer())],
         )
+
+
+def two_inputs():
+    """Returns a model whose gradient depends on what is given beside the images."""
+    keras.utils.set_random_seed(0)
+    inputs = {
+        "images": keras.Input((8, 8, 1), name="images"),
+        "scale": keras.Input((1,), name="scale"),
+    }
+    scale = layers.Reshape((1, 1, 1))(inputs["scale"])
+    x = layers.Flatten()(ops.tanh(inputs["images"] * scale))
+    x = layers.Dense(8, activation="tanh")(x)
+    outputs = {
+        "kind": layers.Dense(3, name="kind")(x),
+        "size": layers.Dense(1, name="size")(x),
+    }
+    model = keras.Model(inputs, outputs)
+    loss = {"kind": loss_from_logits, "size": "mse"}
+    weights = {"kind": 1.0, "size": 0.3}
+    model.compile(keras.optimizers.SGD(0.05), loss, loss_weights=weights)
+    return model
+
+
+@pytest.mark.parametrize("execution", ["dict", "lists", "inside"])
+def test_several_inputs_and_outputs(execution, images, labels):
+    scale = np.array([[0.1], [1], [4], [-1], [2], [3]], "float32")
+    x = {"images": images, "scale": scale}
+    y = {"kind": labels, "size": np.linspace(0, 1, 6)[:, None].astype("float32")}
+    x_plain, y_plain = x, y
+    gradients = ksa.per_image_gradients(two_inputs(), x, y)
+    mover = layer(rate=0.5).bind(two_inputs())
+    by_hand = two_inputs()
+    moved = mover({**x, "labels": y})["images"]
+    by_hand.train_on_batch({**x, "images": ops.convert_to_numpy(moved)}, y)
+    model, callback = two_inputs(), ksa.AdversarialTraining(layer(rate=0.5))
+    if execution == "lists":
+        model = keras.Model(list(model.input.values()), list(model.output.values()))
+        model.compile(
+            keras.optimizers.SGD(0.05),
+            [loss_from_logits, "mse"],
+            loss_weights=[1.0, 0.3],
+        )
+        x, y = list(x.values()), list(y.values())
+        again = ksa.per_image_gradients(model, x, y)
+        np.testing.assert_allclose(again, gradients, rtol=1e-3, atol=1e-6)
+    if execution == "inside":
+        inputs = {k: keras.Input(v.shape[1:], name=k) for k, v in model.input.items()}
+        inner = model
+        passed = {**inputs, "images": layer(rate=0.5)(inputs["images"])}
+        model = keras.Model(inputs, inner(passed))
+        model.compile(keras.optimizers.SGD(0.05), inner.loss, loss_weights=[1.0, 0.3])
+        callback = ksa.AdversarialTraining()
+    fit = {"batch_size": 6, "shuffle": False, "verbose": 0}
+    history = model.fit(x, y, callbacks=[callback], **fit).history
+    assert history["adversarial_loss_gain"][0] > 0
+    assert_same_weights(model, by_hand)
+    plain = two_inputs()
+    plain.train_on_batch(x_plain, y_plain)
+    assert np.abs(plain.get_weights()[0] - model.get_weights()[0]).max() > 1e-5
+
+
+def test_several_outputs_can_be_reused(images, labels):
+    scale = np.ones((6, 1), "float32")
+    x = {"images": images, "scale": scale}
+    y = {"kind": labels, "size": np.zeros((6, 1), "float32")}
+    callback = ksa.AdversarialTraining(layer(), gradient="reuse")
+    history = (
+        two_inputs()
+        .fit({**x, "ids": np.arange(6)}, y, epochs=3, verbose=0, callbacks=[callback])
+        .history
+    )
+    assert history["gradient_hit_rate"] == [0, 1, 1]
+    assert history["adversarial_loss_gain"][1] > 0
+
+
+def test_class_weights_count_and_do_not_turn_the_field(images, labels):
+    weights = {0: 1.0, 1: 0.0, 2: 3.0}
+    model = build("functional")
+    fit = {"batch_size": 6, "shuffle": False, "verbose": 0}
+    callback = ksa.AdversarialTraining(layer())
+    model.fit(images, labels, class_weight=weights, callbacks=[callback], **fit)
+    by_hand = build("functional")
+    of_each = np.array([weights[k] for k in labels], "float32")
+    one_step_by_hand(by_hand, images, labels, of_each)
+    assert_same_weights(model, by_hand)
+
+
+def test_a_model_that_adds_losses(images, labels):
+    class Adds(layers.Layer):
+        def call(self, x):
+            self.add_loss(1e-3 * ops.sum(ops.square(x)))
+            return x
+
+    def make():
+        keras.utils.set_random_seed(0)
+        inputs = keras.Input((8, 8, 1))
+        x = layers.Dense(
+            8, kernel_regularizer="l2", activity_regularizer="l2", activation="tanh"
+        )(layers.Flatten()(Adds()(inputs)))
+        model = keras.Model(inputs, layers.Dense(3)(x))
+        model.compile(keras.optimizers.SGD(0.05), loss_from_logits)
+        return model
+
+    for gradient in ("fresh", "reuse"):
+        callback = ksa.AdversarialTraining(
+            layer(max_displacement=0.0), gradient=gradient
+        )
+        fit = {"batch_size": 3, "epochs": 2, "shuffle": False, "verbose": 0}
+        model, plain = make(), make()
+        history = model.fit(images, labels, callbacks=[callback], **fit).history
+        expected = plain.fit(images, labels, **fit).history
+        np.testing.assert_allclose(history["loss"], expected["loss"], rtol=1e-5)
+        assert_same_weights(model, plain)
+    model = make()
+    model.fit(images, labels, callbacks=[ksa.AdversarialTraining(layer())], **fit)
+    assert np.abs(model.get_weights()[0] - plain.get_weights()[0]).max() > 1e-4
+
+
+@pytest.mark.parametrize("mix", [layers.MixUp(seed=1), layers.CutMix(seed=1)])
+def test_soft_labels(mix, images, labels):
+    tf = pytest.importorskip("tensorflow")
+    soft = np.eye(3, dtype="float32")[labels]
+    data = tf.data.Dataset.from_tensor_slices({"images": images, "labels": soft})
+    data = data.batch(6).map(mix).map(lambda d: (d["images"], d["labels"])).cache()
+    x, y = next(iter(data))
+    assert ((y > 0.01) & (y < 0.99)).numpy().any()
+    loss = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.1)
+    model = build("functional", loss)
+    callbacks = [ksa.AdversarialTraining(layer())]
+    model.fit(data, verbose=0, callbacks=callbacks)
+    by_hand = build("functional", loss)
+    one_step_by_hand(by_hand, x, y)
+    assert_same_weights(model, by_hand)
+
+
+def test_classes_that_are_ignored(images, labels):
+    """An image without a label has no gradient, and so stays as it is."""
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=-1)
+    some = np.where(labels == 1, -1, labels)
+    seen = []
+
+    class Watch(ksa.AdversarialFlow):
+        def augment(self, *args, **kwargs):
+            seen.append(super().augment(*args, **kwargs))
+            return seen[-1]
+
+    model = build("functional", loss, run_eagerly=True)
+    watch = Watch(max_displacement=(2, 2), rate=1.0)
+    fit = {"shuffle": False, "verbose": 0}
+    model.fit(images, some, callbacks=[ksa.AdversarialTraining(watch)], **fit)
+    sizes = ops.convert_to_numpy(seen[0].sizes)
+    np.testing.assert_array_equal(sizes, np.where(labels == 1, 0, 2))
 
 
 # Reused gradients.

@@ -383,8 +383,48 @@ def test_bad_input_is_named(images, labels):
     x = layers.Flatten()(inputs)
     two = keras.Model(inputs, [layers.Dense(3)(x), layers.Dense(2)(x)])
     two.compile("sgd", "mse")
-    with pytest.raises(ValueError, match="2 outputs"):
+    with pytest.raises(ValueError, match="labels .* for a model with the outputs"):
         ksa.per_image_gradients(two, images, labels)
-    two.compile("sgd", ["mse", "mse"])
-    with pytest.raises(ValueError, match="one loss"):
-        ksa.per_image_gradients(two, images, labels)
+    with pytest.raises(ValueError, match="Received inputs of shapes.*name the images"):
+        ksa.per_image_gradients(two, [images, images], labels)
+
+
+def test_several_outputs_add_up_with_their_weights(images, labels):
+    inputs = keras.Input((8, 8, 1))
+    x = layers.Flatten()(inputs)
+    kind, size = layers.Dense(3, name="kind"), layers.Dense(1, name="size")
+    two = keras.Model(inputs, [kind(x), size(x)])
+    losses = [keras.losses.SparseCategoricalCrossentropy(from_logits=True), "mse"]
+    sizes = np.linspace(0, 1, 6)[:, None]
+    parts = []
+    for output, loss, y in zip(two.outputs, losses, (labels, sizes)):
+        one = keras.Model(inputs, output)
+        one.compile("sgd", loss)
+        parts.append(np.array(ksa.per_image_gradients(one, images, y)))
+    for loss, weights, expected in (
+        (losses, None, parts[0] + parts[1]),
+        (losses, [2.0, 0.5], 2 * parts[0] + 0.5 * parts[1]),
+        (
+            {"kind": losses[0], "size": "mse"},
+            {"kind": 1, "size": 3},
+            parts[0] + 3 * parts[1],
+        ),
+    ):
+        two.compile("sgd", loss, loss_weights=weights)
+        for y in ([labels, sizes], (labels, sizes), {"size": sizes, "kind": labels}):
+            actual = ksa.per_image_gradients(two, images, y)
+            np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-6)
+    two.compile("sgd", [losses[0], None])
+    actual = ksa.per_image_gradients(two, images, [labels, None])
+    np.testing.assert_allclose(actual, parts[0], rtol=1e-4, atol=1e-6)
+    actual = ksa.per_image_gradients(two, images, [labels, sizes], loss=[None, "mse"])
+    np.testing.assert_allclose(actual, parts[1], rtol=1e-4, atol=1e-6)
+    two.compile("sgd", losses)
+    target = (labels + 1) % 3
+    one = keras.Model(inputs, two.outputs[0])
+    one.compile("sgd", losses[0])
+    expected = ksa.per_image_gradients(one, images, labels, target=target)
+    actual = ksa.per_image_gradients(
+        two, images, [labels, sizes], target=[target, None]
+    )
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-6)

@@ -4,7 +4,7 @@ import scipy.ndimage
 from keras import ops
 
 import keras_structadv as ksa
-from keras_structadv.warp import compose_flows
+from keras_structadv.warp import compose_flows, move_boxes, move_points
 
 
 def warp(images, flow, **kwargs):
@@ -113,3 +113,63 @@ def test_composed_flows_move_as_two_warps():
 def test_bad_input_is_named(images, flow, kwargs, message):
     with pytest.raises(ValueError, match=message):
         ksa.dense_image_warp(images, flow, **kwargs)
+
+
+def smooth_flow(seed, size=48, longest=4.0):
+    """Returns a flow as the layer makes them: of that smoothness, and that long."""
+    noise = np.random.default_rng(seed).normal(size=(2, size, size, 2))
+    flow = scipy.ndimage.gaussian_filter(noise, (0, 6, 6, 0))
+    flow /= np.sqrt((flow**2).sum(-1)).max(axis=(1, 2))[:, None, None, None]
+    return (longest * flow).astype("float32")
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_points_move_with_what_is_in_the_image(seed):
+    flow = smooth_flow(seed)
+    points = np.random.default_rng(seed).uniform(12, 35, (2, 5, 2)).astype("float32")
+    y, x = np.mgrid[:48, :48]
+    moved = ops.convert_to_numpy(move_points(points, flow))
+    assert np.abs(moved - points).max() > 1.0
+    for k, i in np.ndindex(2, 5):
+        px, py = points[k, i]
+        blob = np.exp(-((x - px) ** 2 + (y - py) ** 2) / 4.0)[None, ..., None]
+        seen = warp(blob.astype("float32"), flow[k : k + 1])[0, ..., 0] ** 2
+        at = np.array([(seen * x).sum(), (seen * y).sum()]) / seen.sum()
+        assert np.abs(at - moved[k, i]).max() < 0.5
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_boxes_move_with_what_is_in_the_image(seed):
+    flow = smooth_flow(seed, longest=3.0)
+    boxes = np.array([[[10, 8, 30, 20], [20, 22, 40, 41]]] * 2, "float32")
+    moved = ops.convert_to_numpy(move_boxes(boxes, flow))
+    assert np.abs(moved - boxes).max() > 1.0
+    for k, i in np.ndindex(2, 2):
+        left, top, right, bottom = boxes[k, i].astype(int)
+        content = np.zeros((1, 48, 48, 1), "float32")
+        content[:, top:bottom, left:right] = 1
+        fine = np.kron(content, np.ones((1, 8, 8, 1), "float32"))
+        finer = np.kron(flow[k : k + 1], np.ones((1, 8, 8, 1), "float32"))
+        finer = scipy.ndimage.gaussian_filter(finer, (0, 4, 4, 0)) * 8
+        seen = warp(fine, finer, interpolation="nearest")[0, ..., 0] > 0
+        rows, columns = (np.flatnonzero(seen.any(axis)) / 8 for axis in (1, 0))
+        at = [columns[0], rows[0], columns[-1] + 1 / 8, rows[-1] + 1 / 8]
+        np.testing.assert_allclose(moved[k, i], at, atol=0.5)
+
+
+def test_points_and_boxes_of_a_shift():
+    flow = np.broadcast_to(np.float32([2.0, -1.0]), (1, 9, 9, 2))
+    points = np.float32([[[3, 4], [-5, 20]]])  # outside they move with the border
+    np.testing.assert_allclose(move_points(points, flow), points + [-1, 2], atol=1e-5)
+    boxes = np.float32([[[1, 2, 5, 6]]])
+    np.testing.assert_allclose(move_boxes(boxes, flow), boxes + [-1, 2, -1, 2])
+    for count in (0, 1):
+        assert move_points(points[:, :count], flow).shape == (1, count, 2)
+        assert move_boxes(boxes[:, :count], flow).shape == (1, count, 4)
+
+
+def test_a_fold_gives_a_point_of_the_image():
+    flow = smooth_flow(0, longest=30.0)
+    points = np.random.default_rng(0).uniform(0, 47, (2, 20, 2)).astype("float32")
+    moved = ops.convert_to_numpy(move_points(points, flow))
+    assert np.isfinite(moved).all() and np.abs(moved - points).max() <= 30 + 1e-3

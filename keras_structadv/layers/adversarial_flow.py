@@ -202,8 +202,9 @@ class AdversarialFlow(StructuredAdversary):
         )
         ids = "classes" if dense and "classes" in bounding_boxes else "labels"
         if not dense or not {"boxes", ids} <= set(bounding_boxes):
+            what = list(bounding_boxes) if dense else type(bounding_boxes).__name__
             raise ValueError(
-                f"Received bounding_boxes={bounding_boxes!r}. Pass a dict with dense "
+                f"Received bounding_boxes ({what}). Pass a dict with dense "
                 '"boxes", (batch, count, 4), and "labels", (batch, count), -1 where '
                 "there is no box."
             )

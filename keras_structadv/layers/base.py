@@ -698,7 +698,10 @@ def is_zero(field: Any) -> Any:
 
 
 def _picker(chosen: Any) -> Callable[[Any], Any]:
-    return lambda x: None if x is None else ops.take(x, chosen, axis=0)
+    def pick(x: Any) -> Any:
+        return None if x is None else ops.take(x, chosen, axis=0)
+
+    return lambda x: keras.tree.map_structure(pick, x)
 
 
 def strength_range(name: str, value: Any) -> tuple[float, float]:
