@@ -306,7 +306,7 @@ class AdversarialTraining(keras.callbacks.Callback):
         def augmented_step(data: Any) -> Any:
             x, labels, sample_weight, extra = self._unpack(data)
             images, pack = images_among(x)
-            self._check(images, labels, extra)
+            self._check(x, images, labels, extra)
 
             def plain_step(images: Any, labels: Any) -> Any:
                 images = ops.cast(images, self.layers[0].compute_dtype)
@@ -360,8 +360,15 @@ class AdversarialTraining(keras.callbacks.Callback):
                 x = x["images"] if len(x) == 1 and taken == {"images"} else x
         return x, labels, sample_weight, extra
 
-    def _check(self, images: Any, labels: Any, extra: dict) -> None:
+    def _check(self, x: Any, images: Any, labels: Any, extra: dict) -> None:
         """Raises an error for data that cannot be augmented."""
+        inputs = getattr(self.model, "inputs", None)
+        if inputs is not None and len(inputs) != len(keras.tree.flatten(x)):
+            names = list(x) if isinstance(x, dict) else len(keras.tree.flatten(x))
+            raise ValueError(
+                f"Received the inputs {names} for a model with {len(inputs)}. Pass "
+                "what the model takes, and beside it what a layer takes only."
+            )
         if len(getattr(images, "shape", ())) != 4:
             raise ValueError(
                 "AdversarialTraining augments images of rank 4. Received images of "
