@@ -70,7 +70,7 @@ def normalized(gradients: Any) -> tuple[Any, Any]:
     """
     finite = ops.all(ops.isfinite(gradients), axis=(1, 2, 3), keepdims=True)
     gradients = ops.where(finite, gradients, 0.0)
-    peak = ops.max(ops.abs(gradients), axis=(1, 2, 3), keepdims=True)
+    peak = ops.max(ops.abs(gradients), axis=(1, 2, 3), keepdims=True, initial=0.0)
     return ops.divide_no_nan(gradients, peak), peak
 
 

@@ -173,7 +173,9 @@ def longest_displacement(flow: Any) -> Any:
     Returns:
         float32, (batch,).
     """
-    return ops.sqrt(ops.max(ops.sum(ops.square(flow), axis=-1), axis=(1, 2)))
+    return ops.sqrt(
+        ops.max(ops.sum(ops.square(flow), axis=-1), axis=(1, 2), initial=0.0)
+    )
 
 
 def random_flow(
@@ -240,7 +242,9 @@ def _limited(flow: Any, max_displacement: Any, scale: Any = None) -> Any:
 
     With a `scale`, the flow is multiplied by it, and only limited.
     """
-    longest = ops.sqrt(ops.max(ops.sum(ops.square(flow), axis=1), axis=(1, 2)))
+    longest = ops.sqrt(
+        ops.max(ops.sum(ops.square(flow), axis=1), axis=(1, 2), initial=0.0)
+    )
     limit = limit_of("max_displacement", max_displacement, flow, "in pixels")
     limit = ops.divide_no_nan(limit, longest[:, None, None, None])
     flow = flow * (limit if scale is None else ops.minimum(limit, scale))

@@ -334,6 +334,20 @@ def visible(x: Any) -> np.ndarray | None:
     return ops.convert_to_numpy(x)
 
 
+def infers_shapes() -> bool:
+    """Returns whether Keras runs a call only to learn the shapes of its outputs.
+
+    It does so for layers made of others that do not tell their output shape.
+    """
+    if backend.backend() != "tensorflow":
+        return False
+    import tensorflow as tf
+
+    if tf.executing_eagerly():
+        return False
+    return getattr(tf.compat.v1.get_default_graph(), "name", "").startswith("scratch_")
+
+
 @contextlib.contextmanager
 def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
     """Sets an attribute of an instance, and afterwards gives it its own back."""

@@ -104,7 +104,8 @@ def test_without_the_callback_the_most_likely_label_is_taken(host, images, label
     layer.bind(model)
     own = ops.argmax(model(images, training=False), -1)
     expected = flow_layer().bind(rest)(2 * images, own)[0]
-    np.testing.assert_allclose(layer(2 * images), expected, atol=1e-5)
+    moved = layer(2 * images)
+    np.testing.assert_allclose(moved, expected, atol=1e-5)
     history = model.fit(images, labels, epochs=12, verbose=0).history
     assert history["loss"][-1] < history["loss"][0]
 

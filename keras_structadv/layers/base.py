@@ -20,6 +20,7 @@ from keras_structadv.gradients import (
     WeightSnapshot,
     gradients_of,
     images_among,
+    infers_shapes,
     visible,
 )
 from keras_structadv.losses import TARGETS, check_length, random_wrong
@@ -424,6 +425,15 @@ class StructuredAdversary(keras.layers.Layer):
     def __call__(self, images: Any, *args: Any, **kwargs: Any) -> Any:
         """Returns what `call` returns; keys that it does not know are not touched."""
         args = [np.asarray(x) if _is_python_data(x) else x for x in args]
+        if any(isinstance(x, keras.KerasTensor) for x in keras.tree.flatten(images)):
+            # In a functional model the mode is that of the model's call, and where that
+            # has none, as in `model(x)` or `model.export`, it is inference. Otherwise
+            # Keras would note the default, training, in the model.
+            kwargs = {"training": None, **kwargs}
+        kwargs = {
+            key: np.asarray(x) if isinstance(x, list) and _is_python_data(x) else x
+            for key, x in kwargs.items()
+        }
         if not isinstance(images, dict):
             _check_dense(images)
             return super().__call__(images, *args, **kwargs)
@@ -563,7 +573,7 @@ class StructuredAdversary(keras.layers.Layer):
                 f"Received images of shape {tuple(images.shape)}. Pass one image of "
                 "rank 3 or a batch of rank 4."
             )
-        if not training or self.rate == 0:
+        if not training or self.rate == 0 or infers_shapes():
             return {"images": ops.cast(images, self.compute_dtype)}
         single = len(images.shape) == 3
         if single:
