@@ -60,7 +60,7 @@ def variants() -> dict:
         return plain(images, labels), gradients
 
     def augmented(layer, gradient):
-        callback = ksa.AdversarialTraining(layer, gradient=gradient)
+        callback = ksa.AdversarialTraining(layer.bind(model), gradient=gradient)
         callback.set_params({})
         callback.set_model(model)
         callback.on_train_begin()

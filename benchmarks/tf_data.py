@@ -51,7 +51,7 @@ def epochs(batches: int) -> dict:
         return model.train_step((x, y))
 
     def in_step(layer, gradient):
-        callback = ksa.AdversarialTraining(layer, gradient=gradient)
+        callback = ksa.AdversarialTraining(layer.bind(model), gradient=gradient)
         callback.set_params({})
         callback.set_model(model)
         callback.on_train_begin()

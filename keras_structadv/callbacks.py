@@ -171,12 +171,15 @@ class AdversarialTraining(keras.callbacks.Callback):
                 f"Model {model.name!r} has no adversarial layer inside. Pass one, "
                 "AdversarialTraining(AdversarialFlow()), or add it to the model."
             )
+        other = getattr(model.train_function, "callback", None)
         # `fit` gives one dict of parameters to all of its callbacks.
-        if getattr(model.train_function, "fit_parameters", None) is self.params:
+        if other is not None and other is not self and other.params is self.params:
             raise ValueError(
                 "Received two AdversarialTraining callbacks in one `fit`. Pass one, "
                 "with a list of layers."
             )
+        if other is not None:  # of a `fit` that was interrupted
+            other._leave()
         self._bindings = tuple(layer.binding for layer in self.layers)
         for layer in self.layers:
             bound = layer.binding
@@ -193,13 +196,18 @@ class AdversarialTraining(keras.callbacks.Callback):
         with replaced(model, "train_step", step):
             model.make_train_function(force=True)
         augmented_function = model.train_function
+        history = getattr(model, "history", None)  # each `fit` makes a new one
 
         def train_function(iterator: Any) -> Any:
+            if getattr(model, "history", None) is not history:
+                # A later `fit` without this callback, after this one was interrupted.
+                self._leave()
+                model.make_train_function(force=True)
+                return model.train_function(iterator)
             if self._in_step:
                 self._in_step = False
                 return augmented_function(iterator)
-            # Not a batch of this `fit`: `train_on_batch` in another callback, or a
-            # later `fit` without this one, if this one was interrupted.
+            # Not a batch of this `fit`, e.g. `train_on_batch` in another callback.
             if not plain_function:
                 model.make_train_function(force=True)
                 plain_function.append(model.train_function)
@@ -207,7 +215,7 @@ class AdversarialTraining(keras.callbacks.Callback):
             return plain_function[0](iterator)
 
         plain_function = []
-        train_function.fit_parameters = self.params
+        train_function.callback = self
         model.train_function = train_function
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
@@ -234,6 +242,14 @@ class AdversarialTraining(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         """Saves the store beside the model, and looks whether it is of any use."""
+        # Keras takes the logs of the last step, since they are more than its metrics:
+        # under a strategy, the mean over the devices, however many images each had.
+        own = {name: metric.result() for name, metric in self._metrics.items()}
+        results = self.model.get_metrics_result()
+        trained = {key for key in logs or () if not key.startswith("val_")}
+        if set(results) | set(own) == trained:
+            values = {**results, **own}
+            logs.update({key: float(values[key]) for key in trained})
         if not self._reuses:
             return
         if self._backup and self._store.built:
@@ -254,12 +270,16 @@ class AdversarialTraining(keras.callbacks.Callback):
 
     def on_train_end(self, logs: dict | None = None) -> None:
         """Gives the model its plain train step back."""
+        self._leave()
+        if self._reuses and self._backup and self._store.delete_checkpoint:
+            self._backup.unlink(missing_ok=True)
+
+    def _leave(self) -> None:
+        """Leaves the model and the layers as they were."""
         self._in_step = False
         self.model.train_function = None
         for layer, binding in zip(self.layers, self._bindings):
             layer.binding = binding
-        if self._reuses and self._backup and self._store.delete_checkpoint:
-            self._backup.unlink(missing_ok=True)
 
     @property
     def _reuses(self) -> bool:

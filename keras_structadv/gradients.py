@@ -14,6 +14,7 @@ import math
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent import futures
 from typing import Any
 
 import keras
@@ -458,8 +459,16 @@ class WeightSnapshot:
         import tensorflow as tf
 
         self._model = model
-        with tf.init_scope(), tf.device("CPU:0"):
-            self._bytes = tf.Variable(self._current(), trainable=False)
+        weights = self._current()
+
+        def on_the_cpu() -> Any:
+            with tf.device("CPU:0"):
+                return tf.Variable(weights, trainable=False)
+
+        # In a thread of its own, where no strategy is in effect that would make a copy
+        # for each of its devices.
+        with futures.ThreadPoolExecutor(1) as pool:
+            self._bytes = pool.submit(on_the_cpu).result()
 
     def refresh(self) -> None:
         """Copies the weights as they are now."""

@@ -1,0 +1,241 @@
+"""Trains under a distribution strategy, in the process that `test_distribution` starts.
+
+    python distribution_worker.py mirrored <file>    two devices in one process
+    python distribution_worker.py workers <file>     one of the workers of TF_CONFIG
+
+The results, or the traceback, of each case are pickled into the file.
+"""
+
+import contextlib
+import pickle
+import sys
+import traceback
+
+import keras
+import numpy as np
+import tensorflow as tf
+from conftest import small_model
+
+import keras_structadv as ksa
+
+BATCH = 4
+EPOCHS = 2
+
+
+def data(count=8):
+    y, x = np.mgrid[:8, :8] / 8
+    waves = [np.sin(3 * y + k) * np.cos((2 + k) * x / 2 - k) for k in range(count)]
+    images = (0.5 + 0.5 * np.stack(waves)[..., None]).astype("float32")
+    return images, np.arange(count) % 3
+
+
+def flow(rate=1.0):
+    return ksa.AdversarialFlow(rate=rate, max_displacement=(2.0, 2.0), seed=1)
+
+
+def recoloring():
+    return ksa.AdversarialRecoloring(
+        rate=1.0, magnitude=(0.1, 0.1), max_iterations=5, value_range=(0, 1), seed=1
+    )
+
+
+def build(*inside):
+    """Returns a model without BatchNormalization, which sees but its own replica."""
+    keras.utils.set_random_seed(0)
+    conv, norm, *rest = small_model(compiled=False).layers
+    model = keras.Sequential([keras.Input((8, 8, 1)), *inside, conv, *rest])
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    optimizer = keras.optimizers.SGD(0.05, momentum=0.9)
+    model.compile(optimizer, loss, metrics=["accuracy"], jit_compile=False)
+    return model
+
+
+def trained(model, callbacks, count=8, **kwargs):
+    kwargs = {"batch_size": BATCH, "shuffle": False, "epochs": EPOCHS, **kwargs}
+    history = model.fit(*data(count), verbose=0, callbacks=callbacks, **kwargs).history
+    return model.get_weights(), history
+
+
+# Two devices in one process. Each case is run without and with the strategy.
+
+
+def plain(strategy, scope):
+    with scope():
+        model = build()
+    return trained(model, [])
+
+
+def outside(layers):
+    def case(strategy, scope):
+        with scope():
+            model = build()
+        return trained(model, [ksa.AdversarialTraining(layers())])
+
+    return case
+
+
+def inside(layer):
+    def case(strategy, scope):
+        with scope():
+            model = build(layer())
+        return trained(model, [ksa.AdversarialTraining()])
+
+    return case
+
+
+def a_replica_without_images(strategy, scope):
+    with scope():
+        model = build()
+    return trained(model, [ksa.AdversarialTraining(flow())], count=5)
+
+
+def each_replica(layer):
+    def case(strategy, scope):
+        with scope():
+            model = build()
+        bound = layer().bind(model)
+        images, labels = data()
+        if strategy is None:
+            return [np.asarray(bound(images, labels)[0])]
+        batches = tf.data.Dataset.from_tensor_slices((images, labels)).batch(8)
+        batch = next(iter(strategy.experimental_distribute_dataset(batches)))
+        run = tf.function(lambda x, y: strategy.run(bound, args=(x, y)))
+        return [
+            np.asarray(x) for x in strategy.experimental_local_results(run(*batch)[0])
+        ]
+
+    return case
+
+
+def pipeline(bind_inside):
+    def case(strategy, scope):
+        with scope():
+            model = build()
+            if bind_inside:
+                layer = flow().bind(model, snapshot=True)
+        if not bind_inside:
+            layer = flow().bind(model, snapshot=True)
+        batches = tf.data.Dataset.from_tensor_slices(data()).batch(BATCH).map(layer)
+        seen = [np.concatenate([np.asarray(x) for x, _ in batches])]
+        refresh = ksa.RefreshSnapshot(layer, every="epoch")
+        model.fit(batches, epochs=3, verbose=0, callbacks=[refresh])
+        seen += [np.concatenate([np.asarray(x) for x, _ in batches])]
+        refresh.on_epoch_begin(3)
+        seen += [np.concatenate([np.asarray(x) for x, _ in batches])]
+        copies = getattr(layer.binding.snapshot._bytes, "values", ())
+        return model.get_weights(), seen, len(copies)
+
+    return case
+
+
+MIRRORED = {
+    "plain": plain,
+    "flow": outside(flow),
+    "recoloring": outside(recoloring),
+    "flow inside": inside(flow),
+    "half of the images": outside(lambda: flow(rate=0.5)),
+    "a replica without images": a_replica_without_images,
+    "each replica": each_replica(flow),
+    "pipeline, bound inside": pipeline(True),
+    "pipeline, bound outside": pipeline(False),
+}
+
+
+def mirrored():
+    two = [tf.config.LogicalDeviceConfiguration()] * 2
+    tf.config.set_logical_device_configuration(
+        tf.config.list_physical_devices("CPU")[0], two
+    )
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    for name, case in MIRRORED.items():
+        if name not in ("half of the images", "pipeline, bound inside"):
+            yield f"{name}, one", lambda case=case: case(None, contextlib.nullcontext)
+        yield f"{name}, two", lambda case=case: case(strategy, strategy.scope)
+
+
+# One worker of several.
+
+
+def loop(strategy, make_step, *inside):
+    """Trains by a loop of one's own, `step = make_step(model)` for each replica."""
+    with strategy.scope():
+        model = build(*(layer() for layer in inside))
+        model.optimizer.build(model.trainable_variables)
+        step = make_step(model)
+
+    @tf.function
+    def run(x, y):
+        strategy.run(step, args=((x, y),))
+
+    batches = tf.data.Dataset.from_tensor_slices(data()).batch(BATCH)
+    options = tf.data.Options()
+    options.experimental_distribute.auto_shard_policy = (
+        tf.data.experimental.AutoShardPolicy.DATA
+    )
+    batches = strategy.experimental_distribute_dataset(batches.with_options(options))
+    for _ in range(EPOCHS):
+        for x, y in batches:
+            run(x, y)
+    return model.get_weights()
+
+
+def plain_step(model):
+    return model.train_step
+
+
+def augmenting_step(layer):
+    def make_step(model):
+        bound = layer().bind(model)
+        return lambda batch: model.train_step(bound(*batch))
+
+    return make_step
+
+
+def step_of_the_callback():
+    def make_step(model):
+        callback = ksa.AdversarialTraining()
+        callback.set_model(model)
+        callback.set_params({})
+        callback.on_train_begin()
+        callback.on_epoch_begin(0)
+        return callback.augmented(model.train_step)
+
+    return make_step
+
+
+def fit(strategy, *callbacks):
+    with strategy.scope():
+        model = build()
+    batches = tf.data.Dataset.from_tensor_slices(data()).batch(BATCH)
+    model.fit(batches, epochs=EPOCHS, verbose=0, callbacks=list(callbacks))
+    return model.get_weights()
+
+
+def workers():
+    strategy = tf.distribute.MultiWorkerMirroredStrategy()
+    yield "replicas", lambda: strategy.num_replicas_in_sync
+    steps = {
+        "plain": (plain_step,),
+        "flow": (augmenting_step(flow),),
+        "callback": (step_of_the_callback(), flow),
+    }
+    for name, (make_step, *inside) in steps.items():
+        yield name, lambda a=make_step, b=inside: loop(strategy, a, *b)
+    # Last, because an error in a step may leave the workers at odds.
+    yield "fit", lambda: fit(strategy)
+    yield "fit with callback", lambda: fit(strategy, ksa.AdversarialTraining(flow()))
+
+
+def main(kind, path):
+    results = {}
+    for name, case in {"mirrored": mirrored, "workers": workers}[kind]():
+        try:
+            results[name] = case()
+        except Exception:
+            results[name] = traceback.format_exc()
+        with open(path, "wb") as file:
+            pickle.dump(results, file)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
