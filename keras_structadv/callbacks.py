@@ -1,5 +1,7 @@
 """Adversarial augmentation inside `model.fit`."""
 
+import functools
+import inspect
 import itertools
 import numbers
 import pathlib
@@ -24,6 +26,7 @@ from keras_structadv.layers.base import (
     Augmented,
     Step,
     StructuredAdversary,
+    adversaries_in,
     during_step,
 )
 
@@ -143,7 +146,8 @@ class AdversarialTraining(keras.callbacks.Callback):
         self._strength = None
         self._metrics = {}
         self._extremes = {}
-        self._bindings = ()
+        self._fit = None
+        self._results = None
         self._trained = None
         self._in_step = False
         self._epochs = 0
@@ -166,6 +170,13 @@ class AdversarialTraining(keras.callbacks.Callback):
                     "act twice. Pass no layer, AdversarialTraining(), or leave it out "
                     "of the model."
                 )
+            left = [x.name for x in inside if x.binding.model is None]
+            if left and not self.inside:
+                raise ValueError(
+                    f"Model {model.name!r} has the adversarial layers {left} inside, "
+                    "which were not passed. Pass no layer, AdversarialTraining(), to "
+                    "train with these, or leave them out of the model."
+                )
         if not self.layers:
             raise ValueError(
                 f"Model {model.name!r} has no adversarial layer inside. Pass one, "
@@ -178,13 +189,14 @@ class AdversarialTraining(keras.callbacks.Callback):
                 "Received two AdversarialTraining callbacks in one `fit`. Pass one, "
                 "with a list of layers."
             )
-        if other is not None:  # of a `fit` that was interrupted
-            other._leave()
-        self._bindings = tuple(layer.binding for layer in self.layers)
+        for callback in {self, other} - {None}:
+            callback._leave(callback._fit)  # a `fit` that was interrupted
+        bindings = []
         for layer in self.layers:
-            bound = layer.binding
-            if bound.model is not model or bound.snapshot is not None:
-                layer.bind(model, bound.loss if bound.model is model else None)
+            old = layer.binding
+            layer.bind(model, old.loss if old.model is model else None)
+            bindings.append((layer, old, layer.binding))
+        self._fit = fit = (model, bindings)
         self._epochs = 0
         if self._reuses:
             self._prepare_store()
@@ -201,10 +213,10 @@ class AdversarialTraining(keras.callbacks.Callback):
         def train_function(iterator: Any) -> Any:
             if getattr(model, "history", None) is not history:
                 # A later `fit` without this callback, after this one was interrupted.
-                self._leave()
+                self._leave(fit)
                 model.make_train_function(force=True)
                 return model.train_function(iterator)
-            if self._in_step:
+            if self._in_step and not inspect.isgenerator(iterator):
                 self._in_step = False
                 return augmented_function(iterator)
             # Not a batch of this `fit`, e.g. `train_on_batch` in another callback.
@@ -242,14 +254,8 @@ class AdversarialTraining(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         """Saves the store beside the model, and looks whether it is of any use."""
-        # Keras takes the logs of the last step, since they are more than its metrics:
-        # under a strategy, the mean over the devices, however many images each had.
-        own = {name: metric.result() for name, metric in self._metrics.items()}
-        results = self.model.get_metrics_result()
-        trained = {key for key in logs or () if not key.startswith("val_")}
-        if set(results) | set(own) == trained:
-            values = {**results, **own}
-            logs.update({key: float(values[key]) for key in trained})
+        if is_distributed(self.model) and logs is not None:
+            self._take_means(logs)
         if not self._reuses:
             return
         if self._backup and self._store.built:
@@ -268,18 +274,43 @@ class AdversarialTraining(keras.callbacks.Callback):
                 stacklevel=2,
             )
 
+    def on_test_begin(self, logs: dict | None = None) -> None:
+        """Keeps the results of the training, before validation has its own."""
+        if self._fit is not None and is_distributed(self.model):
+            self._results = self.model.get_metrics_result()
+
     def on_train_end(self, logs: dict | None = None) -> None:
         """Gives the model its plain train step back."""
-        self._leave()
+        self._leave(self._fit)
         if self._reuses and self._backup and self._store.delete_checkpoint:
             self._backup.unlink(missing_ok=True)
 
-    def _leave(self) -> None:
-        """Leaves the model and the layers as they were."""
+    def _leave(self, fit: Any) -> None:
+        """Leaves the model and the layers of a `fit` as they were."""
+        if fit is None:
+            return
         self._in_step = False
-        self.model.train_function = None
-        for layer, binding in zip(self.layers, self._bindings):
-            layer.binding = binding
+        if self._fit is fit:
+            self._fit = None
+        model, bindings = fit
+        model.train_function = None
+        for layer, old, ours in bindings:
+            if layer.binding is ours:  # and not bound anew since
+                layer.binding = old
+
+    def _take_means(self, logs: dict) -> None:
+        """Puts the means over all images into the logs of an epoch.
+
+        Keras takes the logs of the last step, since they are more than its metrics:
+        the mean over the devices, however many images each had.
+        """
+        results, self._results = self._results or self.model.get_metrics_result(), None
+        own = {name: metric.result() for name, metric in self._metrics.items()}
+        trained = {key for key in logs if not key.startswith("val_")}
+        if set(results) | set(own) == trained:
+            for key, value in {**results, **own}.items():
+                value = ops.convert_to_numpy(value)
+                logs[key] = float(value) if value.ndim == 0 else value
 
     @property
     def _reuses(self) -> bool:
@@ -325,40 +356,43 @@ class AdversarialTraining(keras.callbacks.Callback):
 
         def augmented_step(data: Any) -> Any:
             x, labels, sample_weight, extra = self._unpack(data)
-            images, pack = images_among(x)
-            self._check(x, images, labels, extra)
-
-            def plain_step(images: Any, labels: Any) -> Any:
-                images = ops.cast(images, self.layers[0].compute_dtype)
-                return train_step(
-                    keras.utils.pack_x_y_sample_weight(
-                        pack(images), labels, sample_weight
-                    )
+            self._check_inputs(x, extra)
+            if self.inside:
+                rows = functools.partial(_rows_of, x)
+                step = Step(
+                    self.model, rows, labels, self._strength, self._look_at, self._count
                 )
+                with during_step(step):
+                    return with_means(train_step(data))
+            images, pack = images_among(x)
+            self._check_images(images, extra)
 
-            step = Step(
-                self.model, pack, labels, self._strength, self._look_at, self._count
-            )
-            with during_step(step):
-                if self.inside:
-                    logs = train_step(data)
-                elif self._reuses:
-                    logs = self._reusing_step(plain_step, images, labels, extra)
-                else:
-                    for layer in self.layers:
-                        self._look_at(layer, images)
-                        if layer.rate > 0:
-                            augmented = layer.augment(
-                                images,
-                                labels,
-                                strength=self._strength,
-                                extra=_for(layer, extra),
-                                pack=pack,
-                            )
-                            self._count(layer, augmented)
-                            labels = _moved(layer, augmented, labels, images)
-                            images = augmented.images
-                    logs = plain_step(images, labels)
+            def plain_step(images: Any, labels: Any, sample_weight: Any) -> Any:
+                images = ops.cast(images, self.layers[0].compute_dtype)
+                packed = keras.utils.pack_x_y_sample_weight(
+                    pack(images), labels, sample_weight
+                )
+                return train_step(packed)
+
+            beside = (labels, sample_weight)
+            if self._reuses:
+                return with_means(self._reusing_step(plain_step, images, beside, extra))
+            for layer in self.layers:
+                self._look_at(layer, images)
+                if layer.rate > 0:
+                    augmented = layer.augment(
+                        images,
+                        beside[0],
+                        strength=self._strength,
+                        extra=_for(layer, extra),
+                        pack=pack,
+                    )
+                    self._count(layer, augmented)
+                    beside = _moved(layer, augmented, beside, images)
+                    images = augmented.images
+            return with_means(plain_step(images, *beside))
+
+        def with_means(logs: Any) -> Any:
             if isinstance(logs, dict):
                 means = {name: m.result() for name, m in self._metrics.items()}
                 logs = {**logs, **means}
@@ -380,8 +414,8 @@ class AdversarialTraining(keras.callbacks.Callback):
                 x = x["images"] if len(x) == 1 and taken == {"images"} else x
         return x, labels, sample_weight, extra
 
-    def _check(self, x: Any, images: Any, labels: Any, extra: dict) -> None:
-        """Raises an error for data that cannot be augmented."""
+    def _check_inputs(self, x: Any, extra: dict) -> None:
+        """Raises an error for inputs that the model does not take."""
         inputs = getattr(self.model, "inputs", None)
         if inputs is not None and len(inputs) != len(keras.tree.flatten(x)):
             names = list(x) if isinstance(x, dict) else len(keras.tree.flatten(x))
@@ -389,10 +423,19 @@ class AdversarialTraining(keras.callbacks.Callback):
                 f"Received the inputs {names} for a model with {len(inputs)}. Pass "
                 "what the model takes, and beside it what a layer takes only."
             )
-        if len(getattr(images, "shape", ())) != 4:
+        if self.inside and extra:
             raise ValueError(
-                "AdversarialTraining augments images of rank 4. Received images of "
-                f"shape {tuple(images.shape)}."
+                f"Received {sorted(extra)} beside the images. Layers inside a model "
+                "take images only: pass the layer to AdversarialTraining instead."
+            )
+
+    def _check_images(self, images: Any, extra: dict) -> None:
+        """Raises an error for images that cannot be augmented, or what is with them."""
+        ragged = bool(getattr(images, "ragged_rank", None))
+        if ragged or len(getattr(images, "shape", ())) != 4:
+            raise ValueError(
+                "AdversarialTraining augments images of rank 4. Received "
+                f"{'ragged ' if ragged else ''}images of shape {tuple(images.shape)}."
             )
         for number, layer in enumerate(self.layers):
             before = self.layers[:number]
@@ -409,24 +452,6 @@ class AdversarialTraining(keras.callbacks.Callback):
             raise ValueError(
                 f"Received ids of dtype {ids.dtype}. Pass one integer for each image."
             )
-        if self.inside and extra:
-            raise ValueError(
-                f"Received {sorted(extra)} beside the images. Layers inside a model "
-                "take images only: pass the layer to AdversarialTraining instead."
-            )
-        if self.inside and any(layer.moves_pixels for layer in self.layers):
-            size = {tuple(images.shape[1:3]), tuple(images.shape[2:4])}
-            for entry in keras.tree.flatten(labels):
-                if entry is not None and size & {
-                    tuple(entry.shape[1:3]),
-                    tuple(entry.shape[2:4]),
-                }:
-                    raise ValueError(
-                        f"Received labels of shape {tuple(entry.shape)} for images of "
-                        f"shape {tuple(images.shape)}. A layer inside the model cannot "
-                        "move them with the images: leave it out of the model and pass "
-                        "it to AdversarialTraining."
-                    )
 
     def _make_variables(self) -> None:
         """Makes what the train step reads and writes, under the model's strategy."""
@@ -458,9 +483,9 @@ class AdversarialTraining(keras.callbacks.Callback):
 
     def _reusing_step(
         self,
-        plain_step: Callable[[Any, Any], Any],
+        plain_step: Callable[[Any, Any, Any], Any],
         images: Any,
-        labels: Any,
+        beside: tuple[Any, Any],
         extra: dict,
     ) -> Any:
         """Returns the logs of a step on images changed by the gradients of the last."""
@@ -509,10 +534,10 @@ class AdversarialTraining(keras.callbacks.Callback):
             self._look_at(layer, images)
         done = fused(change)(images, codes, found, extra)
         for layer, augmented in zip(self.layers, done):
-            labels = _moved(layer, augmented, labels, images)
+            beside = _moved(layer, augmented, beside, images)
         stages = [images, *(augmented.images for augmented in done)]
         logs, gradients = step_with_gradients(
-            self.model, lambda images: plain_step(images, labels), stages[-1]
+            self.model, lambda images: plain_step(images, *beside), stages[-1]
         )
         rises = fused(keep)(keys, stages, gradients)
         self._metrics["gradient_hit_rate"].update_state(found)
@@ -526,34 +551,25 @@ def _for(layer: StructuredAdversary, extra: dict) -> dict:
     return {key: extra[key] for key in layer.extra_keys if key in extra}
 
 
+def _rows_of(inputs: Any, _: Any, chosen: Any = None) -> Any:
+    """Returns the inputs of a model, of the chosen images only."""
+    if chosen is None:
+        return inputs
+    return keras.tree.map_structure(lambda x: ops.take(x, chosen, axis=0), inputs)
+
+
 def _moved(
-    layer: StructuredAdversary, augmented: Augmented, labels: Any, images: Any
-) -> Any:
-    """Returns the labels, of which those that are masks moved with the images."""
-    if labels is None or not layer.moves_pixels:
-        return labels
-    moved = layer.move({"labels": labels}, augmented.all_fields, images)
-    return moved["labels"]
-
-
-def adversaries_in(layer: keras.layers.Layer) -> list[StructuredAdversary]:
-    """Returns the adversarial layers inside a model, however deep."""
-    found, seen, waiting = [], set(), [layer]
-    while waiting:
-        one = waiting.pop(0)
-        if id(one) in seen:
-            continue
-        seen.add(id(one))
-        if isinstance(one, StructuredAdversary):
-            found.append(one)
-            continue
-        # Layers that are made of others keep them in attributes, or lists of them.
-        for value in (*getattr(one, "layers", ()), *vars(one).values()):
-            entries = value.values() if isinstance(value, dict) else [value]
-            if isinstance(value, (list, tuple)):
-                entries = value
-            waiting += [x for x in entries if isinstance(x, keras.layers.Layer)]
-    return found
+    layer: StructuredAdversary,
+    augmented: Augmented,
+    beside: tuple[Any, Any],
+    images: Any,
+) -> tuple[Any, Any]:
+    """Returns labels and sample weights, those of the pixels moved with the images."""
+    if not layer.moves_pixels:
+        return beside
+    data = dict(zip(("labels", "sample_weight"), beside))
+    data |= layer.move(data, augmented.all_fields, images)
+    return tuple(data.values())
 
 
 class RefreshSnapshot(keras.callbacks.Callback):

@@ -349,6 +349,15 @@ def infers_shapes() -> bool:
     return getattr(tf.compat.v1.get_default_graph(), "name", "").startswith("scratch_")
 
 
+def is_nested_call() -> bool:
+    """Returns whether a layer's `call`, in which this is asked, is inside another's."""
+    if backend.backend() != "tensorflow":
+        return False
+    import tensorflow as tf
+
+    return "/" in tf.get_current_name_scope()  # of which each layer has one
+
+
 @contextlib.contextmanager
 def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
     """Sets an attribute of an instance, and afterwards gives it its own back."""
@@ -364,13 +373,9 @@ def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 def _loss_weights(model: keras.Model) -> Any:
     """Returns the `loss_weights` that a model was compiled with."""
-    scope = contextlib.nullcontext()
-    if backend.backend() == "tensorflow":
-        import tensorflow as tf
-
-        scope = tf.init_scope()  # the config reads the optimizer's variables
-    with scope:
-        return (model.get_compile_config() or {}).get("loss_weights")
+    # Not `get_compile_config`, which fails where a loss or metric has no config.
+    config = getattr(getattr(model, "_compile_config", None), "config", None)
+    return (config or {}).get("loss_weights")
 
 
 def _without_gradient(model: keras.Model, images: Any) -> Any:
@@ -459,6 +464,7 @@ class WeightSnapshot:
         import tensorflow as tf
 
         self._model = model
+        self._variables = list(model.variables)
         weights = self._current()
 
         def on_the_cpu() -> Any:
@@ -480,7 +486,7 @@ class WeightSnapshot:
 
         flat = self._bytes.read_value()
         values, start = [], 0
-        for variable in self._model.variables:
+        for variable in self._variables:
             dtype, shape = tf.as_dtype(variable.dtype), tuple(variable.shape)
             end = start + dtype.size * math.prod(shape)
             value = flat[start:end]  # aligned, so that nothing is copied
@@ -494,8 +500,14 @@ class WeightSnapshot:
         return values
 
     def _current(self) -> np.ndarray:
+        now = list(map(id, self._model.variables))
+        if now != list(map(id, self._variables)):
+            raise ValueError(
+                f"The variables of model {self._model.name!r} are not those of which "
+                "the snapshot was taken. Bind again: layer.bind(model, snapshot=True)."
+            )
         parts = []
-        for variable in self._model.variables:
+        for variable in self._variables:
             value = np.ascontiguousarray(ops.convert_to_numpy(variable))
             part = value.reshape(-1).view(np.uint8)
             parts += [part, np.zeros(-len(part) % _ALIGNED, np.uint8)]

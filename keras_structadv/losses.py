@@ -1,6 +1,7 @@
 """Labels, and the loss of each single image."""
 
 import copy
+import numbers
 from collections.abc import Callable
 from typing import Any
 
@@ -192,7 +193,10 @@ def _class_ids(labels: Any, predictions: Any) -> Any:
 def only_entry(x: Any) -> Any:
     """Returns the one entry of a list, tuple or dict that has one, else `x` itself."""
     while isinstance(x, (list, tuple, dict)) and len(x) == 1:
-        (x,) = x.values() if isinstance(x, dict) else x
+        (entry,) = x.values() if isinstance(x, dict) else x
+        if isinstance(entry, numbers.Number):  # the label of one image
+            break
+        x = entry
     return x
 
 

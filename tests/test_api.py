@@ -28,7 +28,7 @@ SIGNATURES = {
     "solver='dct', **common)",
     "AdversarialFlow.bind": "(self, model, loss=None, snapshot=False)",
     "AdversarialFlow.call": "(self, images, labels=None, sample_weight=None, "
-    "training=True)",
+    "training=None)",
     "AdversarialRecoloring": "(magnitude=0.1, coherence=1.0, damping=0.001, "
     "edge_scale=0.05, lam=None, rank=None, rtol=0.1, max_iterations=50, **common)",
     "AdversarialTraining": "(layer=None, *, gradient='fresh', schedule=None)",

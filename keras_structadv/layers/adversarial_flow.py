@@ -117,17 +117,21 @@ class AdversarialFlow(StructuredAdversary):
     def move(self, data: dict, field: Any, images: Any) -> dict:
         """Returns masks, boxes and points moved with the images, dtypes kept.
 
-        Labels of the height and width of the images are taken for masks. A box becomes
+        Labels and sample weights of the height and width of the images are masks, and
+        move likewise, by the nearest pixel. A box becomes
         the smallest one around what was in it, within the image; if nothing of it is
         left, it gets the label -1, as Keras has it. Points may leave the image.
         """
         size = tuple(self._channels_last(images).shape[1:3])
         moved = {}
-        if data.get("labels") is not None:
-            moved["labels"] = keras.tree.map_structure(
-                lambda x: self._moved_mask(x, field) if self._size(x) == size else x,
-                data["labels"],
-            )
+        for key in ("labels", "sample_weight"):
+            if data.get(key) is not None:
+                moved[key] = keras.tree.map_structure(
+                    lambda x: (
+                        self._moved_mask(x, field) if self.is_mask(x, images) else x
+                    ),
+                    data[key],
+                )
         if "segmentation_masks" in data:
             masks = data["segmentation_masks"]
             if self._size(masks) != size:
@@ -144,6 +148,23 @@ class AdversarialFlow(StructuredAdversary):
                 data["bounding_boxes"], field, size
             )
         return moved
+
+    def is_mask(self, x: Any, images: Any) -> bool:
+        """Returns whether labels or weights are of the pixels and move with them.
+
+        Raises:
+            ValueError: if they are images of another size.
+        """
+        if x is None:
+            return False
+        mask = self._size(x) == self._size(images)
+        if not mask and len(x.shape) == 4:
+            raise ValueError(
+                f"Received labels of shape {tuple(x.shape)} for images of shape "
+                f"{tuple(images.shape)}. They would have to move with the images, and "
+                "have another size: resize them in the model or in its loss."
+            )
+        return mask
 
     def check_reuse(self) -> None:
         """Raises a `ValueError` where the gradient of training cannot serve."""
@@ -197,16 +218,20 @@ class AdversarialFlow(StructuredAdversary):
                 "Received bounding_boxes, and no bounding_box_format. Pass it to the "
                 f'layer, e.g. {type(self).__name__}(bounding_box_format="xyxy").'
             )
-        dense = isinstance(bounding_boxes, dict) and not any(
-            getattr(x, "ragged_rank", None) for x in bounding_boxes.values()
-        )
-        ids = "classes" if dense and "classes" in bounding_boxes else "labels"
-        if not dense or not {"boxes", ids} <= set(bounding_boxes):
-            what = list(bounding_boxes) if dense else type(bounding_boxes).__name__
+        what = type(bounding_boxes).__name__
+        ids = "labels"
+        if isinstance(bounding_boxes, dict):
+            what = {
+                key: "ragged" if getattr(x, "ragged_rank", None) else tuple(x.shape)
+                for key, x in bounding_boxes.items()
+            }
+            ids = "classes" if "classes" in what else "labels"
+        ranks = {key: len(what[key]) for key in ("boxes", ids) if key in what}
+        if ranks != {"boxes": 3, ids: 2}:
             raise ValueError(
-                f"Received bounding_boxes ({what}). Pass a dict with dense "
+                f"Received bounding_boxes ({what}). Pass a dict with "
                 '"boxes", (batch, count, 4), and "labels", (batch, count), -1 where '
-                "there is no box."
+                "there is no box; make ragged ones dense, e.g. by to_tensor(-1)."
             )
         given, labels = bounding_boxes["boxes"], bounding_boxes[ids]
         height, width = size

@@ -21,6 +21,7 @@ from keras_structadv.gradients import (
     gradients_of,
     images_among,
     infers_shapes,
+    is_nested_call,
     visible,
 )
 from keras_structadv.losses import TARGETS, check_length, random_wrong
@@ -28,6 +29,7 @@ from keras_structadv.losses import TARGETS, check_length, random_wrong
 _KEYS = ("images", "labels", "targets")
 _MOVED = ("segmentation_masks", "bounding_boxes", "keypoints")
 _TARGETS = (None, *TARGETS)
+_MAY_BE_MASKS = ("labels", "sample_weight")
 _BOXES = ("xyxy", "yxyx", "xywh", "center_xywh", "center_yxhw")
 BOX_FORMATS = _BOXES + tuple(f"rel_{name}" for name in _BOXES if name != "center_yxhw")
 
@@ -67,7 +69,8 @@ class Step(NamedTuple):
 
     Attributes:
         model: the model that is trained.
-        pack: `(images, chosen) -> inputs`; see `images_among`.
+        pack: `(images, chosen) -> inputs` of the model; see `images_among`. For a layer
+            inside the model these are the real inputs, whatever the images.
         labels: the true labels of the batch.
         strength: factor in [0, 1] on the drawn strengths.
         look_at: takes `(layer, images)`, the images as they reach a layer.
@@ -118,6 +121,7 @@ class Binding:
     model: keras.Model | None = None
     loss: Any = None
     snapshot: WeightSnapshot | None = None
+    inside: bool = False  # whether the layer is a part of the model
 
 
 class StructuredAdversary(keras.layers.Layer):
@@ -193,7 +197,7 @@ class StructuredAdversary(keras.layers.Layer):
         Args:
             model: the model; it may be the one that the layer is in. It is read at
                 each call, so that the gradients are those of the weights at that time.
-                It is neither tracked nor saved with the layer.
+                It is neither tracked nor saved nor copied with the layer.
             loss: overrides the layer's own `loss` and the model's compiled one.
             snapshot: whether to take the gradients of a copy of the weights instead,
                 which lies on the CPU, so that a `tf.data` pipeline can use it while the
@@ -212,7 +216,8 @@ class StructuredAdversary(keras.layers.Layer):
                 "keras.Model."
             )
         copy = WeightSnapshot(model) if snapshot else None
-        self.binding = Binding(model, loss, copy)
+        inside = any(layer is self for layer in adversaries_in(model))
+        self.binding = Binding(model, loss, copy, inside)
         return self
 
     def draw_uniform(self, count: Any) -> Any:
@@ -276,6 +281,10 @@ class StructuredAdversary(keras.layers.Layer):
             images: the images, for their shape.
         """
         return {}
+
+    def is_mask(self, x: Any, images: Any) -> bool:
+        """Returns whether labels or weights are of the pixels and move with them."""
+        return False
 
     # The way of the data.
 
@@ -425,11 +434,6 @@ class StructuredAdversary(keras.layers.Layer):
     def __call__(self, images: Any, *args: Any, **kwargs: Any) -> Any:
         """Returns what `call` returns; keys that it does not know are not touched."""
         args = [np.asarray(x) if _is_python_data(x) else x for x in args]
-        if any(isinstance(x, keras.KerasTensor) for x in keras.tree.flatten(images)):
-            # In a functional model the mode is that of the model's call, and where that
-            # has none, as in `model(x)` or `model.export`, it is inference. Otherwise
-            # Keras would note the default, training, in the model.
-            kwargs = {"training": None, **kwargs}
         kwargs = {
             key: np.asarray(x) if isinstance(x, list) and _is_python_data(x) else x
             for key, x in kwargs.items()
@@ -461,7 +465,7 @@ class StructuredAdversary(keras.layers.Layer):
 
     @property
     def _inputs_beside(self) -> list[str]:
-        """The names of what the bound model takes beside the images."""
+        """The names of what the bound model takes beside its input "images"."""
         inputs = getattr(self.binding.model, "input", None)
         if isinstance(inputs, dict) and "images" in inputs:
             return [key for key in inputs if key != "images"]
@@ -472,13 +476,13 @@ class StructuredAdversary(keras.layers.Layer):
         images: Any,
         labels: Any = None,
         sample_weight: Any = None,
-        training: bool = True,
+        training: bool | None = None,
     ) -> Any:
         """Returns the augmented data in the structure in which it came.
 
         A layer that moves what is in an image moves with it, in a dict, the
-        `"segmentation_masks"`, `"bounding_boxes"` and `"keypoints"`, and labels that
-        have the height and width of the images, as masks.
+        `"segmentation_masks"`, `"bounding_boxes"` and `"keypoints"`, and labels and
+        weights that have the height and width of the images, as masks.
 
         Args:
             images: one image (rank 3), a batch (rank 4), or a dict with the key
@@ -486,7 +490,9 @@ class StructuredAdversary(keras.layers.Layer):
                 model takes beside the images.
             labels: one for each image, in the form that the loss takes.
             sample_weight: passed through; it does not enter the gradient.
-            training: `False` for the identity.
+            training: `False` for the identity. `None`, in which no layer around this
+                one knew the mode either, is training where the layer is called by
+                itself, and inference inside its model.
 
         Returns:
             Images alone, `(images, labels)`, `(images, labels, sample_weight)` or a
@@ -494,21 +500,20 @@ class StructuredAdversary(keras.layers.Layer):
             everything else keeps its own.
         """
         data = images if isinstance(images, dict) else {"images": images}
-        given = data if labels is None else {**data, "labels": labels}
+        beside = {"labels": labels, "sample_weight": sample_weight}
+        beside = {key: x for key, x in beside.items() if x is not None}
+        given = {**data, **beside}
         out = {**given, **self._augment_data(given, training)}
         first = {key: out[key] for key in data}
         first = first if isinstance(images, dict) else first["images"]
-        if labels is None:
-            return first
-        beside = () if sample_weight is None else (sample_weight,)
-        return first, out["labels"], *beside
+        return (first, *(out[key] for key in beside)) if beside else first
 
     def compute_output_spec(
         self,
         images: Any,
         labels: Any = None,
         sample_weight: Any = None,
-        training: bool = True,
+        training: bool | None = None,
     ) -> Any:
         """Returns the symbolic outputs of `call`."""
 
@@ -573,6 +578,10 @@ class StructuredAdversary(keras.layers.Layer):
                 f"Received images of shape {tuple(images.shape)}. Pass one image of "
                 "rank 3 or a batch of rank 4."
             )
+        in_step = step is not None and step.model is self.binding.model
+        if training is None:
+            ours = self.binding.model is not None and not self.binding.inside
+            training = in_step or ours or not is_nested_call()
         if not training or self.rate == 0 or infers_shapes():
             return {"images": ops.cast(images, self.compute_dtype)}
         single = len(images.shape) == 3
@@ -589,17 +598,18 @@ class StructuredAdversary(keras.layers.Layer):
         strength, pack = 1.0, None
         if beside := {key: data[key] for key in self._inputs_beside if key in data}:
             _, pack = images_among({"images": images, **beside})
-        if step is not None and step.model is self.binding.model:
+        if in_step:
             strength, pack = step.strength, step.pack
             labels = step.labels if labels is None else labels
+            self._check_labels_outside(step.labels, images)
             step.look_at(self, images)
         elif self.checks_values and (seen := visible(images)) is not None and seen.size:
             self.check_values(float(seen.min()), float(seen.max()))
         augmented = self.augment(images, labels, targets, strength, extra, pack)
-        if step is not None and step.model is self.binding.model:
+        if in_step:
             step.count(self, augmented)
         out = {"images": ops.cast(augmented.images, self.compute_dtype)}
-        if self.moves_pixels and any(key in data for key in ("labels", *_MOVED)):
+        if self.moves_pixels and set(data) & {*_MAY_BE_MASKS, *_MOVED}:
             out |= self.move(data, augmented.all_fields, images)
         return keras.tree.map_structure(lambda x: x[0], out) if single else out
 
@@ -618,12 +628,17 @@ class StructuredAdversary(keras.layers.Layer):
                 "the model, with callbacks=[AdversarialTraining()]. For inference, "
                 "pass training=False."
             )
+        if inputs is None:
+            given = _inputs_before if self.binding.inside else _only_input
+            inputs = functools.partial(given, model)
         # All steps see the weights of one time.
         inference = Inference(model, () if snapshot is None else snapshot.values())
 
         def forward(images: Any) -> Any:
             probe = Probe(self, images)
-            given = _fitting(model, images) if inputs is None else inputs(images)
+            given = inputs(images)
+            if not (model.built or self.binding.inside or keras.tree.is_nested(given)):
+                model.build(given.shape)
             with during(_PROBE, probe):
                 predictions = inference(given)
             if probe.calls > 1:
@@ -634,6 +649,17 @@ class StructuredAdversary(keras.layers.Layer):
             return predictions
 
         return forward
+
+    def _check_labels_outside(self, labels: Any, images: Any) -> None:
+        """Raises a `ValueError` for labels that this layer, inside a model, leaves."""
+        for entry in keras.tree.flatten(labels):
+            if entry is not None and self.is_mask(entry, images):
+                raise ValueError(
+                    f"Received labels of shape {tuple(entry.shape)} for images of "
+                    f"shape {tuple(images.shape)}. A layer inside the model cannot "
+                    "move them with the images: leave it out of the model and pass it "
+                    "to AdversarialTraining."
+                )
 
     def _choose(self, images: Any) -> tuple[Any, Any]:
         """Returns the places of the chosen images, and 1.0 for each that is active."""
@@ -686,20 +712,55 @@ def _check_dense(images: Any) -> None:
         )
 
 
-def _fitting(model: keras.Model, images: Any) -> Any:
-    """Returns images as the model takes them, of no matter which content.
+def _only_input(model: keras.Model, images: Any) -> Any:
+    """Returns images as the only input of a model."""
+    structure = getattr(model, "input", None)
+    names = keras.tree.flatten(structure)
+    if len(names) > 1:
+        raise ValueError(
+            f"Received images alone for model {model.name!r}, which takes "
+            f"{len(names)} inputs. Pass a dict with the images under the key "
+            '"images" and the other inputs under theirs, or, if the layer is inside '
+            "the model, train with callbacks=[AdversarialTraining()]."
+        )
+    nested = keras.tree.is_nested(structure) and len(names) == 1
+    return keras.tree.pack_sequence_as(structure, [images]) if nested else images
 
-    A layer inside a model, behind layers that change the size, has images of another
-    size than the model; these inputs then only have to pass through what is before it.
+
+def _inputs_before(model: keras.Model, images: Any) -> Any:
+    """Returns what the model of a layer inside it may have got, images of the layer.
+
+    They only have to pass through what is before the layer, which emits the images
+    itself. Where the layers before it change the size, they are zeros.
     """
-    if not model.built:
-        model.build(images.shape)
+    images = ops.stop_gradient(images)
     shape = getattr(model, "input_shape", None)
-    if not isinstance(shape, tuple) or len(shape) != 4 or None in shape[1:]:
-        return images
-    if tuple(images.shape[1:]) == shape[1:]:
-        return images
-    return ops.zeros((ops.shape(images)[0], *shape[1:]))
+    if isinstance(shape, tuple) and shape and not isinstance(shape[0], tuple):
+        sizes = zip(shape[1:], (*images.shape[1:], *(None for _ in shape)))
+        shape = tuple(own if own is not None else given for own, given in sizes)
+        if None not in shape and shape != tuple(images.shape[1:]):
+            images = ops.zeros((ops.shape(images)[0], *shape))
+    return _only_input(model, images)
+
+
+def adversaries_in(layer: keras.layers.Layer) -> list["StructuredAdversary"]:
+    """Returns the adversarial layers inside a model, however deep."""
+    found, seen, waiting = [], set(), [layer]
+    while waiting:
+        one = waiting.pop(0)
+        if id(one) in seen:
+            continue
+        seen.add(id(one))
+        if isinstance(one, StructuredAdversary):
+            found.append(one)
+            continue
+        # Layers that are made of others keep them in attributes, or lists of them.
+        for value in (*getattr(one, "layers", ()), *vars(one).values()):
+            entries = value.values() if isinstance(value, dict) else [value]
+            if isinstance(value, (list, tuple)):
+                entries = value
+            waiting += [x for x in entries if isinstance(x, keras.layers.Layer)]
+    return found
 
 
 def is_zero(field: Any) -> Any:
