@@ -517,6 +517,86 @@ def test_bad_arguments_are_named(images, labels):
         )
 
 
+@pytest.mark.parametrize("rank", [3, 4])
+def test_weights_of_pixels_move_with_the_masks(rank, images):
+    """They are where the mask is: so they have to be afterwards."""
+    seen = []
+
+    class Watch(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.pixels = layers.Conv2D(2, 1)
+
+        def call(self, x, training=None):
+            return self.pixels(x)
+
+        def train_step(self, data):
+            seen.append(keras.tree.map_structure(ops.convert_to_numpy, data))
+            return super().train_step(data)
+
+    masks = (images > 0.5).astype("int32")
+    masks = masks if rank == 4 else masks[..., 0]
+    for gradient in ("fresh", "reuse"):
+        model = Watch()
+        model.compile("sgd", loss_from_logits, run_eagerly=True)
+        mover = ksa.AdversarialFlow(max_displacement=(2, 2), rate=1.0, seed=1)
+        callback = ksa.AdversarialTraining(mover, gradient=gradient)
+        weights = 1.0 + masks.astype("float32").reshape(6, 8, 8)
+        fit = {"shuffle": False, "epochs": 2, "verbose": 0, "callbacks": [callback]}
+        model.fit(images, masks, sample_weight=weights, **fit)
+        _, labels, weights = seen[-1]
+        assert (labels != masks).any()
+        np.testing.assert_array_equal(weights, 1 + labels.reshape(6, 8, 8))
+
+
+def test_the_history_has_the_means_of_the_training(images, labels):
+    """Validation comes before the end of the epoch, and has means of its own."""
+    model = build("functional")
+    model.compile(
+        keras.optimizers.SGD(0.0),
+        keras.losses.CategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy", keras.metrics.F1Score(average=None)],
+    )
+    y = np.eye(3, dtype="float32")[labels]
+    history = model.fit(
+        images,
+        y,
+        verbose=0,
+        validation_data=(images, np.roll(y, 1, axis=0)),
+        callbacks=[ksa.AdversarialTraining(layer(rate=0.0))],
+    ).history
+    assert np.shape(history["f1_score"]) == (1, 3)  # one for each class
+    expected = build("functional")  # with the same weights
+    expected.compile(keras.optimizers.SGD(0.0), model.loss)
+    logs = expected.fit(images, y, verbose=0).history
+    np.testing.assert_allclose(history["loss"], logs["loss"], rtol=1e-5)
+    assert abs(history["loss"][0] - history["val_loss"][0]) > 1e-3
+
+
+def test_losses_without_a_config(images, labels):
+    class Own:
+        def __call__(self, y_true, y_pred):
+            return loss_from_logits(y_true, y_pred)
+
+    inputs = keras.Input((8, 8, 1))
+    x = layers.Flatten()(inputs)
+    model = keras.Model(inputs, [layers.Dense(3)(x), layers.Dense(3)(x)])
+    model.compile("sgd", [Own(), loss_from_logits], loss_weights=[1.0, 0.5])
+    callback = ksa.AdversarialTraining(layer())
+    history = model.fit(images, [labels, labels], verbose=0, callbacks=[callback])
+    assert history.history["adversarial_loss_gain"][0] > 0
+
+
+def test_labels_of_another_size_are_not_left_behind(images):
+    model = keras.Sequential([keras.Input((8, 8, 1)), layers.Conv2D(2, 2, strides=2)])
+    model.compile("sgd", loss_from_logits)
+    masks = np.zeros((6, 4, 4, 1), "int32")
+    with pytest.raises(ValueError, match="have another size: resize them"):
+        model.fit(
+            images, masks, verbose=0, callbacks=[ksa.AdversarialTraining(layer())]
+        )
+
+
 def two_inputs():
     """Returns a model whose gradient depends on what is given beside the images."""
     keras.utils.set_random_seed(0)

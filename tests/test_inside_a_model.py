@@ -187,6 +187,87 @@ def test_behind_other_augmentation(behind, images, labels):
     assert np.isfinite(model.fit(big, labels, verbose=0).history["loss"][0])
 
 
+def changing_sizes():
+    yield keras.Input((8, 8, 1)), [layers.Conv2D(3, 1)]
+    yield keras.Input((16, 16, 1)), [layers.Flatten(), layers.Dense(64)]
+    yield keras.Input((None, None, 1)), [layers.Conv2D(3, 1)]
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_behind_layers_that_change_the_shape(number, images, labels):
+    inputs, before = list(changing_sizes())[number]
+    x = inputs
+    for layer in before:
+        x = layer(x)
+    x = x if len(x.shape) == 4 else layers.Reshape((8, 8, 1))(x)
+    flow = flow_layer()
+    x = layers.GlobalAveragePooling2D()(layers.Conv2D(4, 3, activation="relu")(flow(x)))
+    model = compiled(keras.Model(inputs, layers.Dense(3)(x)))
+    given = np.tile(images, (1, 2, 2, 1)) if inputs.shape[1] == 16 else images
+    fit = {"verbose": 0, "callbacks": [ksa.AdversarialTraining()]}
+    history = model.fit(given, labels, **fit).history
+    np.testing.assert_allclose(history["mean_displacement"], 1.5, atol=1e-5)
+    flow.bind(model)  # and without the callback
+    assert np.isfinite(model.fit(given, labels, verbose=0).history["loss"][0])
+
+
+def test_a_way_around_the_layer_keeps_the_real_input(images, labels):
+    """The gradient is that of what comes behind the layer, the rest held fixed."""
+    tf = pytest.importorskip("tensorflow")
+    seen = []
+
+    class Watch(ksa.AdversarialFlow):
+        def gradient(self, forward, images, labels, targets):
+            gradients = super().gradient(forward, images, labels, targets)
+            seen.append((images, gradients))
+            return gradients
+
+    inputs = keras.Input((8, 8, 1))
+    one, two = layers.Dense(3), layers.Dense(3)
+    flat = layers.Flatten()(Watch(rate=1.0)(layers.Rescaling(0.1)(inputs)))
+    outputs = layers.Multiply()([one(flat), two(layers.Flatten()(inputs))])
+    model = compiled(keras.Model(inputs, outputs), run_eagerly=True)
+    model.optimizer.learning_rate = 0.0
+    fit = {"shuffle": False, "verbose": 0, "callbacks": [ksa.AdversarialTraining()]}
+    model.fit(images, labels, **fit)
+    at, actual = seen[0]
+    at = tf.constant(at)
+    with tf.GradientTape() as tape:
+        tape.watch(at)
+        way = two(np.reshape(images, (6, -1)))
+        loss = LOSS(labels, one(tf.reshape(at, (6, -1))) * way)
+    expected = 6 * tape.gradient(loss, at)
+    np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=1e-6)
+
+
+class WithoutMode(keras.Model):
+    """Does not say in which mode it is called, as many simple models do not."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.rest = flow_layer(), backbone()
+
+    def call(self, x):
+        return self.rest(self.layer(x))
+
+
+@pytest.mark.parametrize("bound", [False, True])
+def test_a_model_without_a_mode_is_in_inference(bound, images, labels):
+    model = compiled(WithoutMode())
+    callback = ksa.AdversarialTraining()
+    data = (images, labels)
+    fit = {"verbose": 0, "callbacks": [callback], "validation_data": data}
+    history = model.fit(images, labels, **fit).history
+    np.testing.assert_allclose(history["mean_displacement"], 1.5, atol=1e-5)
+    plain = model.rest(images, training=False)
+    expected = float(LOSS(labels, plain))
+    np.testing.assert_allclose(history["val_loss"][0], expected, rtol=1e-4)
+    if bound:
+        model.layer.bind(model)
+    np.testing.assert_allclose(model(images), plain, atol=1e-5)
+    np.testing.assert_allclose(model.predict(images, verbose=0), plain, atol=1e-5)
+
+
 def test_before_other_augmentation(images, labels):
     model = compiled(
         keras.Sequential(
@@ -283,6 +364,10 @@ def test_what_cannot_be_done_inside_a_model_is_named(images, labels):
     twice = compiled(keras.Model(inputs, backbone()(x)))
     with pytest.raises(ValueError, match="is called 2 times"):
         twice.fit(images, labels, verbose=0, callbacks=[ksa.AdversarialTraining()])
+    both = compiled(sequential(flow_layer(), backbone()))
+    with pytest.raises(ValueError, match="inside, which were not passed"):
+        callback = ksa.AdversarialTraining(flow_layer())
+        both.fit(images, labels, verbose=0, callbacks=[callback])
     masks = (images > 0.5).astype("int32")
     dense = keras.Sequential([keras.Input((8, 8, 1)), flow_layer(), layers.Dense(2)])
     with pytest.raises(ValueError, match="cannot move them with the images"):

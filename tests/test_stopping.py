@@ -306,3 +306,37 @@ def test_after_an_error_with_reused_gradients(images, labels):
         model.fit(images, labels, epochs=3, callbacks=callbacks, **FIT)
     assert "compute_loss" not in vars(model)
     assert_goes_on(model, "outside", images, labels)
+
+
+def test_what_was_bound_after_an_interrupted_fit_stays_bound(images, labels):
+    """A later `fit` ends the interrupted one, and takes nothing back."""
+    stop = Raise(RuntimeError(), "on_train_batch_begin", step=0)
+    layer = ksa.AdversarialFlow(rate=1.0)
+    callback = ksa.AdversarialTraining(layer)
+    model, other = build("outside"), build("outside")
+    with pytest.raises(RuntimeError):
+        model.fit(images, labels, verbose=0, callbacks=[callback, stop])
+    layer.bind(other)
+    model.fit(images, labels, verbose=0)
+    assert layer.binding.model is other
+
+    layer = ksa.AdversarialFlow(rate=1.0)
+    callback = ksa.AdversarialTraining(layer)
+    with pytest.raises(RuntimeError):
+        model.fit(images, labels, verbose=0, callbacks=[callback, stop])
+    other.fit(images, labels, verbose=0, callbacks=[callback])
+    assert layer.binding.model is None
+    assert other.train_function is None and model.train_function is None
+
+
+def test_train_on_batch_after_an_interrupt_is_plain(images, labels):
+    model = build("outside")
+    stop = Raise(RuntimeError(), "on_train_batch_begin", step=0)
+    callback = ksa.AdversarialTraining(ksa.AdversarialFlow(rate=1.0))
+    with pytest.raises(RuntimeError):
+        model.fit(images, labels, verbose=0, callbacks=[callback, stop])
+    other = twin(model, "outside")
+    expected = other.train_on_batch(images, labels, return_dict=True)
+    actual = model.train_on_batch(images, labels, return_dict=True)
+    np.testing.assert_allclose(actual["loss"], expected["loss"], rtol=1e-5)
+    assert_same(model, other)

@@ -231,6 +231,14 @@ def test_a_model_with_other_inputs_takes_them_from_the_dict(images, labels):
     assert np.isfinite(history["loss"]).all()
 
 
+def test_a_snapshot_of_other_variables_says_so(images):
+    model = small_model()
+    layer = flow_layer().bind(model, snapshot=True)
+    model.layers[-1].enable_lora(2)
+    with pytest.raises(ValueError, match="not those of which.*Bind again"):
+        layer.binding.snapshot.refresh()
+
+
 def test_what_makes_no_sense_is_named(images, labels):
     with pytest.raises(ValueError, match="no weights yet.*model.build"):
         unbuilt = keras.Sequential([layers.Flatten(), layers.Dense(3)])
