@@ -420,9 +420,9 @@ class Inference(keras.layers.Layer):
         self._set_mode(inputs, training=False)
         with keras.StatelessScope(self._values()):
             predictions = self._call_model(inputs)
-        # What comes next in the call around this one inherits the mode.
-        if training is not None:
-            self._set_mode(inputs, training=training)
+        # What comes next in the call around this one inherits the mode, also that none
+        # is known.
+        self._set_mode(inputs, training=training)
         return predictions
 
 

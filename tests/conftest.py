@@ -6,6 +6,8 @@ import pytest
 from keras import layers
 
 import keras_structadv as ksa
+from keras_structadv import basis, callbacks
+from keras_structadv.layers import adversarial_recoloring
 
 
 def small_model(classes=3, shape=(8, 8, 1), compiled=True, activation=None):
@@ -28,6 +30,19 @@ def small_model(classes=3, shape=(8, 8, 1), compiled=True, activation=None):
 @pytest.fixture(autouse=True)
 def seeded():
     keras.utils.set_random_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def unfused(request, monkeypatch):
+    """Leaves XLA out of what is not compiled as a whole: the same values, sooner.
+
+    Tests marked `fused` run as a user does.
+    """
+    if not request.node.get_closest_marker("fused"):
+        for module in (basis, callbacks, adversarial_recoloring):
+            monkeypatch.setattr(
+                module, "fused", lambda function, in_eager=False: function
+            )
 
 
 @pytest.fixture

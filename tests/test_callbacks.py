@@ -835,6 +835,7 @@ def test_the_flow_is_the_one_of_the_epoch_before(images, labels):
     np.testing.assert_allclose(flows, expected, atol=5e-3)  # float16 was between
 
 
+@pytest.mark.fused
 def test_a_few_frequencies_hold_most_of_the_flow(trained):
     model, x, y = trained
     layer = ksa.AdversarialFlow(rate=1.0).bind(model)
@@ -861,6 +862,7 @@ def test_every_dtype_of_images_can_be_reused(images, labels, dtype):
     assert history["gradient_hit_rate"] == [0, 1]
 
 
+@pytest.mark.fused
 def test_history_tells_the_hits_and_the_displacement(images, labels):
     model = build("sequential")
     layer = ksa.AdversarialFlow(max_displacement=(0.7, 0.7), rate=0.5)
@@ -1076,6 +1078,7 @@ def test_integer_inputs_are_warned_of_with_reuse(images, labels):
         model.fit(given, labels, verbose=0, callbacks=[reuse(layer())])
 
 
+@pytest.mark.fused
 def test_a_step_that_reuses_is_traced_once(images, labels):
     traces = []
 
@@ -1137,6 +1140,7 @@ def recolor(**kwargs):
     )
 
 
+@pytest.mark.fused
 @pytest.mark.parametrize("execution", [{}, {"jit_compile": True}], ids=str)
 def test_layers_act_one_after_the_other(execution, images, labels):
     model = build("functional", **execution)
@@ -1161,6 +1165,7 @@ def test_layers_act_one_after_the_other(execution, images, labels):
     assert all(x.binding.model is None for x in both)
 
 
+@pytest.mark.fused
 @pytest.mark.parametrize("execution", [{}, {"jit_compile": True}], ids=str)
 def test_one_store_serves_several_layers(execution, images, labels):
     both = [layer(rate=1.0), recolor(rate=1.0, magnitude=(0.05, 0.1))]
@@ -1268,6 +1273,7 @@ def test_ids_are_unpacked_where_nothing_is_augmented(gradient, images, labels):
     assert_same_weights(model, plain, atol=1e-6)
 
 
+@pytest.mark.fused
 @pytest.mark.parametrize("gradient", ["fresh", "reuse"])
 def test_the_gain_stays_positive_and_the_seeds_reproduce(gradient):
     (x, y), _ = ksa.datasets.load_colour_glyphs(train_typefaces=1)

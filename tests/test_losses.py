@@ -84,7 +84,8 @@ def test_the_most_likely_label():
 
 
 def test_the_only_entry():
-    assert only_entry([3]) == only_entry({"a": (3,)}) == only_entry(3) == 3
+    assert only_entry(["mse"]) == only_entry({"a": ("mse",)}) == only_entry("mse")
+    assert only_entry([3]) == [3]  # the label of one image
     assert only_entry([1, 2]) == [1, 2]
 
 

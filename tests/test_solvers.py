@@ -154,8 +154,8 @@ def test_the_preconditioner_is_nearly_the_inverse_where_nothing_is_an_edge():
 def test_the_edge_preserving_solve_agrees_with_float64(size, channels):
     images, rhs = problems(size, channels)
     operator = EdgePreserving(images)
-    # At the default rtol every image; the sparse factors of a large one take a second.
-    chosen = range(len(images)) if size < 224 else [7, 10, 11]
+    # The sparse factors of a large image take half a minute.
+    chosen = range(len(images)) if size < 224 else [7, 10, 11] if channels == 1 else [7]
     default = ops.convert_to_numpy(solve_edge_preserving(operator, rhs)[0])
     solution, info = solve_edge_preserving(operator, rhs, rtol=1e-4, max_iterations=300)
     solution = ops.convert_to_numpy(solution)

@@ -16,7 +16,6 @@ from keras_structadv.flow import (
 from keras_structadv.layers.base import (
     StructuredAdversary,
     is_zero,
-    strength_range,
 )
 from keras_structadv.warp import (
     compose_flows,
@@ -69,6 +68,8 @@ class AdversarialFlow(StructuredAdversary):
     Reference: Luo, Mobahi, Bengio (2020), section 4 and Algorithm 1.
     """
 
+    strength_name = "max_displacement"
+    scale_name = "alpha"
     measure_name = "mean_displacement"
     moves_pixels = True
 
@@ -82,18 +83,10 @@ class AdversarialFlow(StructuredAdversary):
     ):
         super().__init__(**common)
         check_flow_arguments(smoothness, alpha, solver)
-        low, high = strength_range("max_displacement", max_displacement)
-        self._displacement_range = (low, high)
-        pair = isinstance(max_displacement, (tuple, list))
-        self.max_displacement = (low, high) if pair else high
+        self._set_strength(max_displacement)
         self.smoothness = float(smoothness)
         self.alpha = None if alpha is None else float(alpha)
         self.solver = solver
-
-    def draw_strength(self, count: Any) -> Any:
-        """Returns the longest displacement of each image, float32, (count,), pixels."""
-        low, high = self._displacement_range
-        return low + (high - low) * self.draw_uniform(count)
 
     def make_field(self, images: Any, gradients: Any, strength: Any) -> Any:
         """Returns the flow, float32, (batch, height, width, 2), (dy, dx) in pixels."""
@@ -166,19 +159,9 @@ class AdversarialFlow(StructuredAdversary):
             )
         return mask
 
-    def check_reuse(self) -> None:
-        """Raises a `ValueError` where the gradient of training cannot serve."""
-        super().check_reuse()
-        if self.alpha is not None:
-            raise ValueError(
-                f"Received a layer with alpha={self.alpha}. Of a reused gradient only "
-                'the direction is kept: leave alpha=None, or pass gradient="fresh".'
-            )
-
     def encode(self, images: Any, gradients: Any, size: int) -> Any:
-        """Returns the lowest frequencies of `[d_y, d_x]`, (batch, 2 * size**2)."""
-        code = flow_code(images, gradients, size)
-        return ops.reshape(code, (-1, math.prod(code.shape[1:])))
+        """Returns the lowest frequencies of `[d_y, d_x]`, (batch, 2, k, l)."""
+        return flow_code(images, gradients, size)
 
     def decode(self, images: Any, codes: Any, size: int, strength: Any) -> Any:
         """Returns the flow that a code describes, (batch, height, width, 2), pixels."""
@@ -190,10 +173,8 @@ class AdversarialFlow(StructuredAdversary):
             max_displacement=strength,
         )
 
-    def measure(self, field: Any, strength: Any) -> Any:
+    def size_of(self, field: Any) -> Any:
         """Returns the longest displacement of each flow, float32, (batch,), pixels."""
-        if self.alpha is None and self.steps == 1:  # it was made to have that length
-            return ops.where(is_zero(field), 0.0, strength)
         return longest_displacement(field)
 
     def _size(self, masks: Any) -> tuple | None:

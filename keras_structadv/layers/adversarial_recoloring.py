@@ -1,17 +1,12 @@
 """The photometric augmentation as a layer."""
 
-import math
 from typing import Any
 
 import keras
 from keras import ops
 
 from keras_structadv.gradients import fused
-from keras_structadv.layers.base import (
-    StructuredAdversary,
-    is_zero,
-    strength_range,
-)
+from keras_structadv.layers.base import StructuredAdversary
 from keras_structadv.recoloring import (
     adversarial_recoloring,
     check_recoloring_arguments,
@@ -74,6 +69,8 @@ class AdversarialRecoloring(StructuredAdversary):
     Reference: Luo, Mobahi, Bengio (2020), section 5.
     """
 
+    strength_name = "magnitude"
+    scale_name = "lam"
     measure_name = "mean_magnitude"
     moves_pixels = False
     uses_value_range = True
@@ -95,9 +92,7 @@ class AdversarialRecoloring(StructuredAdversary):
         check_recoloring_arguments(
             coherence, damping, edge_scale, lam, rank, rtol, max_iterations
         )
-        low, high = strength_range("magnitude", magnitude)
-        self._magnitude_range = (low, high)
-        self.magnitude = (low, high) if isinstance(magnitude, (tuple, list)) else high
+        self._set_strength(magnitude)
         self.coherence = float(coherence)
         self.damping = float(damping)
         self.edge_scale = float(edge_scale)
@@ -105,11 +100,6 @@ class AdversarialRecoloring(StructuredAdversary):
         self.rank = None if rank is None else int(rank)
         self.rtol = float(rtol)
         self.max_iterations = int(max_iterations)
-
-    def draw_strength(self, count: Any) -> Any:
-        """Returns the magnitude of each image, float32, (count,)."""
-        low, high = self._magnitude_range
-        return low + (high - low) * self.draw_uniform(count)
 
     def make_field(
         self, images: Any, gradients: Any, strength: Any, basis: Any = None
@@ -146,19 +136,9 @@ class AdversarialRecoloring(StructuredAdversary):
         """Returns the images with the perturbation added, clipped to `value_range`."""
         return ops.clip(images + field, *self.value_range)
 
-    def check_reuse(self) -> None:
-        """Raises a `ValueError` where the gradient of training cannot serve."""
-        super().check_reuse()
-        if self.lam is not None:
-            raise ValueError(
-                f"Received a layer with lam={self.lam}. Of a reused gradient only "
-                'the direction is kept: leave lam=None, or pass gradient="fresh".'
-            )
-
     def encode(self, images: Any, gradients: Any, size: int) -> Any:
-        """Returns the lowest frequencies of the gradient, (batch, channels * k * l)."""
-        code = recoloring_code(gradients, size)
-        return ops.reshape(code, (-1, math.prod(code.shape[1:])))
+        """Returns the lowest frequencies of the gradient, (batch, channels, k, l)."""
+        return recoloring_code(gradients, size)
 
     def decode(
         self,
@@ -174,10 +154,8 @@ class AdversarialRecoloring(StructuredAdversary):
         gradients = gradient_from_code(ops.reshape(codes, shape), (height, width))
         return self.make_field(images, gradients, strength, basis)
 
-    def measure(self, field: Any, strength: Any) -> Any:
+    def size_of(self, field: Any) -> Any:
         """Returns the root mean square of each perturbation over the value range."""
-        if self.lam is None and self.steps == 1:  # it was made to have that size
-            return ops.where(is_zero(field), 0.0, strength)
         return root_mean_square(field, self.value_range)
 
     def get_config(self) -> dict:

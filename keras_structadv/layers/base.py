@@ -228,6 +228,12 @@ class StructuredAdversary(keras.layers.Layer):
 
     # What a subclass defines.
 
+    strength_name: str
+    """The argument from which the strengths are drawn."""
+
+    scale_name: str
+    """The argument that, if it is given, scales the fields of all images alike."""
+
     measure_name: str
     """What `measure` is called in the `History`."""
 
@@ -240,10 +246,6 @@ class StructuredAdversary(keras.layers.Layer):
     extra_keys: tuple[str, ...] = ()
     """Keys of a dict of data that `make_field` and `decode` take as arguments."""
 
-    def draw_strength(self, count: Any) -> Any:
-        """Returns the random strength of each of `count` images, float32, (count,)."""
-        raise NotImplementedError
-
     def make_field(
         self, images: Any, gradients: Any, strength: Any, **extra: Any
     ) -> Any:
@@ -255,7 +257,7 @@ class StructuredAdversary(keras.layers.Layer):
         raise NotImplementedError
 
     def encode(self, images: Any, gradients: Any, size: int) -> Any:
-        """Returns the k x k lowest frequencies of what the field is made from."""
+        """Returns the lowest frequencies of what the field is made from."""
         raise NotImplementedError
 
     def decode(
@@ -264,7 +266,7 @@ class StructuredAdversary(keras.layers.Layer):
         """Returns the fields for channels-last images and the codes of `encode`."""
         raise NotImplementedError
 
-    def measure(self, field: Any, strength: Any) -> Any:
+    def size_of(self, field: Any) -> Any:
         """Returns the size of each field, float32, (batch,), in the strength's unit."""
         raise NotImplementedError
 
@@ -285,6 +287,26 @@ class StructuredAdversary(keras.layers.Layer):
     def is_mask(self, x: Any, images: Any) -> bool:
         """Returns whether labels or weights are of the pixels and move with them."""
         return False
+
+    # What all of them do alike.
+
+    def _set_strength(self, value: Any) -> None:
+        """Sets the argument from which the strengths are drawn, a number or a pair."""
+        self._strength_range = strength_range(self.strength_name, value)
+        pair = isinstance(value, (tuple, list))
+        kept = self._strength_range if pair else self._strength_range[1]
+        setattr(self, self.strength_name, kept)
+
+    def draw_strength(self, count: Any) -> Any:
+        """Returns the random strength of each of `count` images, float32, (count,)."""
+        low, high = self._strength_range
+        return low + (high - low) * self.draw_uniform(count)
+
+    def measure(self, field: Any, strength: Any) -> Any:
+        """Returns the size of each field, float32, (batch,), in the strength's unit."""
+        if getattr(self, self.scale_name) is None and self.steps == 1:
+            return ops.where(is_zero(field), 0.0, strength)  # as it was made
+        return self.size_of(field)
 
     # The way of the data.
 
@@ -386,12 +408,14 @@ class StructuredAdversary(keras.layers.Layer):
         low, high = self.value_range
         span = high - low
         outside = lowest < low - 0.01 * span or highest > high + 0.01 * span
+        usual = [(0, 1), (-1, 1), (0, 255), (math.floor(lowest), math.ceil(highest))]
+        likely = next(x for x in usual if x[0] <= lowest and highest <= x[1])
         if outside or highest < low + 0.03 * span:
             warnings.warn(
                 f"Layer {self.name!r} has value_range={self.value_range}, and met "
                 f"images with values from {lowest:.3g} to {highest:.3g}. It measures "
                 "its changes by that range and clips to it: pass the range of the "
-                "images, e.g. value_range=(0, 1).",
+                f"images, e.g. value_range={likely}.",
                 stacklevel=2,
             )
 
@@ -404,6 +428,13 @@ class StructuredAdversary(keras.layers.Layer):
                 f"loss={loss!r}. A reused gradient is the one of the training "
                 'loss, taken once: leave these arguments, or pass gradient="fresh".'
             )
+        scale = getattr(self, self.scale_name)
+        if scale is not None:
+            raise ValueError(
+                f"Received a layer with {self.scale_name}={scale}. Of a reused "
+                f"gradient only the direction is kept: leave {self.scale_name}=None, "
+                'or pass gradient="fresh".'
+            )
 
     def code_length(self, images: Any, size: int) -> int:
         """Returns how many numbers the code of one of these images has."""
@@ -414,7 +445,8 @@ class StructuredAdversary(keras.layers.Layer):
         images, gradients = (
             self._channels_last(ops.cast(x, "float32")) for x in (images, gradients)
         )
-        return self.encode(images, gradients, size)
+        code = self.encode(images, gradients, size)
+        return ops.reshape(code, (-1, math.prod(code.shape[1:])))
 
     def gradient(
         self,
@@ -433,6 +465,7 @@ class StructuredAdversary(keras.layers.Layer):
 
     def __call__(self, images: Any, *args: Any, **kwargs: Any) -> Any:
         """Returns what `call` returns; keys that it does not know are not touched."""
+        images = np.asarray(images) if _is_python_data(images) else images
         args = [np.asarray(x) if _is_python_data(x) else x for x in args]
         kwargs = {
             key: np.asarray(x) if isinstance(x, list) and _is_python_data(x) else x
