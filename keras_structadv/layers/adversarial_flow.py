@@ -110,10 +110,10 @@ class AdversarialFlow(StructuredAdversary):
     def move(self, data: dict, field: Any, images: Any) -> dict:
         """Returns masks, boxes and points moved with the images, dtypes kept.
 
-        Labels and sample weights of the height and width of the images are masks, and
-        move likewise, by the nearest pixel. A box becomes
-        the smallest one around what was in it, within the image; if nothing of it is
-        left, it gets the label -1, as Keras has it. Points may leave the image.
+        Masks move by the nearest pixel, and so do labels and sample weights of the
+        height and width of the images. A box becomes the smallest one around what was
+        in it, within the image; if nothing of it is left, it gets the label -1, as
+        Keras has it. Points may leave the image.
         """
         size = tuple(self._channels_last(images).shape[1:3])
         moved = {}
