@@ -171,17 +171,19 @@ def test_statistics_move_once(images, labels):
     assert mean[0] > 0.001
 
 
-@pytest.mark.parametrize("behind", [layers.RandomFlip(seed=3), layers.RandomCrop(6, 6)])
+@pytest.mark.parametrize(
+    "behind", [layers.RandomFlip(seed=3), layers.RandomCrop(6, 6, seed=3)]
+)
 def test_behind_other_augmentation(behind, images, labels):
     big = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
     model = compiled(
         keras.Sequential([keras.Input((10, 10, 1)), behind, flow_layer(), backbone()])
     )
     history = model.fit(
-        big, labels, epochs=10, verbose=0, callbacks=[ksa.AdversarialTraining()]
+        big, labels, epochs=3, verbose=0, callbacks=[ksa.AdversarialTraining()]
     ).history
     assert history["adversarial_loss_gain"][0] > 0
-    assert history["loss"][-1] < history["loss"][0]
+    np.testing.assert_allclose(history["mean_displacement"], 1.5, atol=1e-5)
     # Without the callback as well, where the sizes before and behind differ.
     model.layers[1].bind(model)
     assert np.isfinite(model.fit(big, labels, verbose=0).history["loss"][0])
