@@ -28,7 +28,7 @@ BATCH = 64
 class RandomFlow(ksa.AdversarialFlow):
     """The control: a random flow of the same smoothness, displacement and rate."""
 
-    def gradient(self, images, labels, targets):
+    def gradient(self, forward, images, labels, targets):
         """Returns zeros; the field does not depend on the model."""
         return keras.ops.zeros_like(images)
 
@@ -45,7 +45,7 @@ class RandomFlow(ksa.AdversarialFlow):
 class RandomRecoloring(ksa.AdversarialRecoloring):
     """The control: a random perturbation of the same operator, magnitude and rate."""
 
-    def gradient(self, images, labels, targets):
+    def gradient(self, forward, images, labels, targets):
         """Returns noise, which takes the place of the gradient."""
         return keras.random.normal(keras.ops.shape(images), seed=self.seed_generator)
 
