@@ -163,20 +163,8 @@ class AdversarialTraining(keras.callbacks.Callback):
         inside = adversaries_in(model)
         if self.inside:
             self.layers = tuple(inside)
-        for layer in self.layers:
-            if not self.inside and any(layer is other for other in inside):
-                raise ValueError(
-                    f"Layer {layer.name!r} is a layer of the model itself, and would "
-                    "act twice. Pass no layer, AdversarialTraining(), or leave it out "
-                    "of the model."
-                )
-            left = [x.name for x in inside if x.binding.model is None]
-            if left and not self.inside:
-                raise ValueError(
-                    f"Model {model.name!r} has the adversarial layers {left} inside, "
-                    "which were not passed. Pass no layer, AdversarialTraining(), to "
-                    "train with these, or leave them out of the model."
-                )
+        else:
+            self._check_outside(inside)
         if not self.layers:
             raise ValueError(
                 f"Model {model.name!r} has no adversarial layer inside. Pass one, "
@@ -229,6 +217,24 @@ class AdversarialTraining(keras.callbacks.Callback):
         plain_function = []
         train_function.callback = self
         model.train_function = train_function
+
+    def _check_outside(self, inside: list[StructuredAdversary]) -> None:
+        """Raises a `ValueError` if a layer would act twice, or not be driven."""
+        model = self.model
+        for layer in self.layers:
+            if any(layer is other for other in inside):
+                raise ValueError(
+                    f"Layer {layer.name!r} is a layer of the model itself, and would "
+                    "act twice. Pass no layer, AdversarialTraining(), or leave it out "
+                    "of the model."
+                )
+        left = [layer.name for layer in inside if layer.binding.model is None]
+        if left:
+            raise ValueError(
+                f"Model {model.name!r} has the adversarial layers {left} inside, "
+                "which were not passed. Pass no layer, AdversarialTraining(), to "
+                "train with these, or leave them out of the model."
+            )
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         """Sets the strength of the epoch and starts new means."""

@@ -8,7 +8,6 @@ not depend on the images; and, to reuse the gradients of training, what
 """
 
 import contextlib
-import functools
 import inspect
 import math
 import sys
@@ -159,9 +158,7 @@ def gradients_of(
 
     def objective(images: Any) -> tuple[Any, Any]:
         losses = 0.0
-        predictions = forward(images)
-        weights = functools.partial(_loss_weights, model)
-        for row in by_output(model, loss, weights, predictions, labels, aims):
+        for row in by_output(model, loss, forward(images), labels, aims):
             if aims is None or row[-1] is not None:  # else an output that is left alone
                 losses = losses + adversarial_losses(*row)
         size = ops.maximum(ops.abs(ops.stop_gradient(losses)), 0.01)
@@ -369,13 +366,6 @@ def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
         delattr(owner, name)
         if own is not None:
             setattr(owner, name, own)
-
-
-def _loss_weights(model: keras.Model) -> Any:
-    """Returns the `loss_weights` that a model was compiled with."""
-    # Not `get_compile_config`, which fails where a loss or metric has no config.
-    config = getattr(getattr(model, "_compile_config", None), "config", None)
-    return (config or {}).get("loss_weights")
 
 
 def _without_gradient(model: keras.Model, images: Any) -> Any:

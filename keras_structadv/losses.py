@@ -203,18 +203,16 @@ def only_entry(x: Any) -> Any:
 def by_output(
     model: keras.Model,
     loss: Any,
-    loss_weights: Callable[[], Any],
     predictions: Any,
     *labels: Any,
 ) -> list[tuple]:
     """Returns, for each output that has a loss, what belongs together.
 
     Args:
-        model: the model whose compiled loss is taken when `loss` is `None`.
+        model: the model whose compiled loss and `loss_weights` are taken when `loss` is
+            `None`.
         loss: a loss as `model.compile` takes it: one for all outputs, or a list or a
             dict with one for each.
-        loss_weights: returns the weights that the model was compiled with; they belong
-            to the compiled loss.
         predictions: what the model returned: an array, a list or a dict of arrays.
         *labels: each is `None`, or in the structure of the predictions, or a dict with
             the names of the outputs.
@@ -231,7 +229,9 @@ def by_output(
         return [(1.0, per_image_loss(model, loss), predictions, *entries)]
     weights = None
     if loss is None and getattr(model, "loss", None) is not None:
-        loss, weights = model.loss, loss_weights()
+        # Not `get_compile_config`, which fails where a loss or metric has no config.
+        config = getattr(getattr(model, "_compile_config", None), "config", None)
+        loss, weights = model.loss, (config or {}).get("loss_weights")
     names = list(getattr(model, "output_names", ()))
     if isinstance(predictions, dict):
         names, predictions = list(predictions), list(predictions.values())

@@ -85,16 +85,13 @@ def move_points(points: Any, flow: Any) -> Any:
     def moved(place: Any) -> Any:
         return points + _sample(flow, place[..., 1], place[..., 0])[..., ::-1]
 
-    best, least = points, None
-    place = moved(points)
+    best = place = moved(points)
+    least = np.inf
     for _ in range(_ITERATIONS):
         following = moved(place)
         error = ops.sum(ops.square(following - place), axis=-1, keepdims=True)
-        if least is not None:
-            best = ops.where(error < least, place, best)
-            least = ops.minimum(error, least)
-        else:
-            best, least = place, error
+        best = ops.where(error < least, place, best)
+        least = ops.minimum(error, least)
         place = following
     return best
 

@@ -115,7 +115,7 @@ class AdversarialFlow(StructuredAdversary):
         in it, within the image; if nothing of it is left, it gets the label -1, as
         Keras has it. Points may leave the image.
         """
-        size = tuple(self._channels_last(images).shape[1:3])
+        size = self._size(images)
         moved = {}
         for key in ("labels", "sample_weight"):
             if data.get(key) is not None:

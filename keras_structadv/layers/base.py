@@ -465,12 +465,8 @@ class StructuredAdversary(keras.layers.Layer):
 
     def __call__(self, images: Any, *args: Any, **kwargs: Any) -> Any:
         """Returns what `call` returns; keys that it does not know are not touched."""
-        images = np.asarray(images) if _is_python_data(images) else images
-        args = [np.asarray(x) if _is_python_data(x) else x for x in args]
-        kwargs = {
-            key: np.asarray(x) if isinstance(x, list) and _is_python_data(x) else x
-            for key, x in kwargs.items()
-        }
+        images, *args = (_as_array(x) for x in (images, *args))
+        kwargs = {k: x if k == "training" else _as_array(x) for k, x in kwargs.items()}
         if not isinstance(images, dict):
             _check_dense(images)
             return super().__call__(images, *args, **kwargs)
@@ -480,16 +476,13 @@ class StructuredAdversary(keras.layers.Layer):
                 'under the key "images".'
             )
         _check_dense(images["images"])
-        beside = [key for key in self._inputs_beside if key in images]
+        moved = _MOVED if self.moves_pixels else ()
+        keys = {*_KEYS, *moved, *self.extra_keys, *self._inputs_beside}
         known = {
-            key: np.asarray(images[key])
-            if _is_python_data(images[key])
-            else images[key]
-            for key in dict.fromkeys((*_KEYS, *_MOVED, *self.extra_keys, *beside))
-            if images.get(key) is not None
+            key: _as_array(x)
+            for key, x in images.items()
+            if key in keys and x is not None
         }
-        if not self.moves_pixels:  # and never looks at them
-            known = {key: x for key, x in known.items() if key not in _MOVED}
         result = super().__call__(known, *args, **kwargs)
         data, *others = result if isinstance(result, tuple) else (result,)
         changed = {key: data[key] for key in (*_KEYS[:2], *_MOVED) if key in data}
@@ -599,7 +592,7 @@ class StructuredAdversary(keras.layers.Layer):
         """The loss that overrides the model's own, `None` if none does."""
         return self.loss if self.binding.loss is None else self.binding.loss
 
-    def _augment_data(self, data: dict, training: bool) -> dict:
+    def _augment_data(self, data: dict, training: bool | None) -> dict:
         """Returns the images and what moves with them."""
         images = data["images"]
         probe, step = _PROBE.get(), _STEP.get()
@@ -731,9 +724,10 @@ class StructuredAdversary(keras.layers.Layer):
         return x
 
 
-def _is_python_data(x: Any) -> bool:
+def _as_array(x: Any) -> Any:
+    """Returns numbers and lists of numbers as an array, and all else as it came."""
     leaves = keras.tree.flatten(x) if isinstance(x, (list, tuple)) else [x]
-    return all(isinstance(leaf, numbers.Number) for leaf in leaves)
+    return np.asarray(x) if all(isinstance(y, numbers.Number) for y in leaves) else x
 
 
 def _check_dense(images: Any) -> None:
