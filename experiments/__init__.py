@@ -1,0 +1,1 @@
+"""The paper's experiments: data, models, policies, training, tables, searches."""
