@@ -8,9 +8,7 @@ each row, and prints accuracies, their standard errors and the paired difference
 """
 
 import argparse
-import concurrent.futures
 import functools
-import multiprocessing
 import os
 from collections.abc import Callable
 from typing import NamedTuple
@@ -20,54 +18,12 @@ import numpy as np
 from keras import layers
 
 import keras_structadv as ksa
-from keras_structadv.flow import random_flow
+from experiments.controls import ColourJitter, RandomFlow, RandomRecoloring
+from experiments.models import small_cnn
+from experiments.table import comparison
+from experiments.train import run_all
 
 BATCH = 64
-
-
-class RandomFlow(ksa.AdversarialFlow):
-    """The control: a random flow of the same smoothness, displacement and rate."""
-
-    def gradient(self, forward, images, labels, targets):
-        """Returns zeros; the field does not depend on the model."""
-        return keras.ops.zeros_like(images)
-
-    def make_field(self, images, gradients, strength):
-        """Returns a random flow with the given longest displacements."""
-        return random_flow(
-            images,
-            smoothness=self.smoothness,
-            max_displacement=strength,
-            seed=self.seed_generator,
-        )
-
-
-class RandomRecoloring(ksa.AdversarialRecoloring):
-    """The control: a random perturbation of the same operator, magnitude and rate."""
-
-    def gradient(self, forward, images, labels, targets):
-        """Returns noise, which takes the place of the gradient."""
-        return keras.random.normal(keras.ops.shape(images), seed=self.seed_generator)
-
-
-class ColourJitter(RandomRecoloring):
-    """What one would do else: contrast and brightness of each channel at random.
-
-    The perturbation `a_c * (image - mean) + b_c`, with normal a and b, is scaled to the
-    magnitude that is drawn, as those of the other rows are.
-    """
-
-    def make_field(self, images, gradients, strength, basis=None):
-        """Returns a random global change of colour of the given magnitude."""
-        low, high = self.value_range
-        shape = (keras.ops.shape(images)[0], 1, 1, images.shape[-1])
-        contrast, brightness = (
-            keras.random.normal(shape, seed=self.seed_generator) for _ in range(2)
-        )
-        centred = images - keras.ops.mean(images, axis=(1, 2), keepdims=True)
-        change = contrast * centred + brightness * (high - low) / 4
-        size = keras.ops.sqrt(keras.ops.mean(change**2, axis=(1, 2, 3), keepdims=True))
-        return change / size * strength[:, None, None, None] * (high - low)
 
 
 def row(kind: type, gradient: str = "fresh") -> Callable:
@@ -149,21 +105,6 @@ DATA = {
 }
 
 
-def small_cnn(
-    shape: tuple[int, int, int], classes: int, flatten: type = layers.Flatten
-) -> keras.Model:
-    """Returns three blocks of convolution, normalization and pooling."""
-    model = keras.Sequential([keras.Input(shape), layers.Rescaling(1 / 255)])
-    for filters in (16, 32, 64):
-        model.add(layers.Conv2D(filters, 3, padding="same", use_bias=False))
-        model.add(layers.BatchNormalization(momentum=0.9))
-        model.add(layers.ReLU())
-        model.add(layers.MaxPooling2D())
-    model.add(flatten())
-    model.add(layers.Dense(classes))
-    return model
-
-
 def train(
     task: Task, row: str, seed: int, strength: float | None = None
 ) -> tuple[keras.Model, np.ndarray]:
@@ -190,31 +131,6 @@ def train(
         for x_test, y_test in tests.values()
     ]
     return model, np.array(accuracies)
-
-
-def report(title: str, accuracy: dict[str, np.ndarray], bases: tuple[str, ...]) -> None:
-    """Prints the rows of one test set, and their paired differences to some of them."""
-    seeds = len(accuracy[bases[0]])
-    print(f"\n{title}, {seeds} seeds: mean test accuracy ± standard error")
-    print("| augmentation | accuracy | " + " | ".join(f"minus {b}" for b in bases), "|")
-    print("|---|---|" + "---|" * len(bases))
-    for row, values in accuracy.items():
-        cells = [mean_and_error(values, "{:.4f}")]
-        for base in bases:
-            if row in (bases[0], base):
-                cells.append("")
-            else:
-                cells.append(mean_and_error(values - accuracy[base], "{:+.4f}"))
-        print(f"| {row} | " + " | ".join(cells) + " |")
-
-
-def mean_and_error(values: np.ndarray, form: str) -> str:
-    """Returns the mean, its standard error and, of a difference, t."""
-    error = values.std(ddof=1) / np.sqrt(len(values))
-    text = f"{form.format(values.mean())} ± {error:.4f}"
-    if form.startswith("{:+"):
-        text += f" (t {values.mean() / error:.1f})" if error > 0 else ""
-    return text
 
 
 def draw(path: str) -> None:
@@ -254,33 +170,14 @@ def draw(path: str) -> None:
     print(f"wrote {path}")
 
 
-def one_thread() -> None:
-    """Keeps each worker to its own core; small models gain nothing from two."""
-    import tensorflow as tf
-
-    tf.config.threading.set_intra_op_parallelism_threads(1)
-    tf.config.threading.set_inter_op_parallelism_threads(1)
-
-
 def accuracies_of(job: tuple[str, str, int]) -> np.ndarray:
     """Returns the accuracies of a job, `(data, row, seed)`, one for each test set."""
     data, *rest = job
     return train(DATA[data], *rest)[1]
 
 
-def run(jobs: list[tuple], measure: Callable = accuracies_of) -> dict:
-    """Returns what each job measures, on all the cores, with a progress bar."""
-    results = {}
-    progress = keras.utils.Progbar(len(jobs), unit_name="training")
-    with concurrent.futures.ProcessPoolExecutor(
-        max_workers=min(os.cpu_count() or 1, len(jobs)),
-        mp_context=multiprocessing.get_context("spawn"),  # TensorFlow does not fork
-        initializer=one_thread,
-    ) as pool:
-        for job, accuracies in zip(jobs, pool.map(measure, jobs)):
-            results[job] = accuracies
-            progress.update(len(results))
-    return results
+def _always(labels: tuple[str]) -> Callable:
+    return lambda _: labels
 
 
 def main() -> None:
@@ -303,15 +200,17 @@ def main() -> None:
         for seed in range(seeds)
         for row in DATA[data].rows
     ]
-    results = run(jobs)
+    results = dict(run_all(jobs, accuracies_of, workers=os.cpu_count() or 1))
     for data, seeds in zip(options.data, options.seeds):
-        _, *controls = (row for row in DATA[data].rows if "adversarial" not in row)
+        rows = DATA[data].rows
+        bases = {row: _always((row,)) for row in rows if "adversarial" not in row}
         for number, name in enumerate(DATA[data].load(0)[1]):
-            accuracy = {
-                row: np.array([results[data, row, s][number] for s in range(seeds)])
-                for row in DATA[data].rows
+            accuracies = {
+                (row,): {s: results[data, row, s][number] for s in range(seeds)}
+                for row in rows
             }
-            report(data + name, accuracy, ("none", *controls))
+            title = f"{data}{name}: test accuracy ± standard error"
+            print("\n" + comparison(title, ("augmentation",), accuracies, bases))
     if options.picture:
         print()
         draw(options.picture)

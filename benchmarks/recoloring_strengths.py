@@ -8,10 +8,13 @@ neither training nor test set has, in the same and in unseen colours.
 
 import argparse
 import functools
+import os
 
 import numpy as np
 
-from benchmarks.demo import DATA, mean_and_error, run, train
+from benchmarks.demo import DATA, train
+from experiments.table import mean_and_error
+from experiments.train import run_all
 
 TASK = DATA["colour-glyphs"]
 VALIDATION = TASK._replace(load=functools.partial(TASK.load, held_out="validation"))
@@ -32,9 +35,8 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", default=rows, choices=rows)
     options = parser.parse_args()
     seeds = range(options.seeds)
-    results = run(
-        [(r, m, s) for s in seeds for r in options.rows for m in MAGNITUDES], measure
-    )
+    jobs = [(r, m, s) for s in seeds for r in options.rows for m in MAGNITUDES]
+    results = dict(run_all(jobs, measure, workers=os.cpu_count() or 1))
     print("\n| augmentation | magnitude | same colours | unseen colours |")
     print("|---|---|---|---|")
     for row in options.rows:

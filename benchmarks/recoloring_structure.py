@@ -16,7 +16,8 @@ import numpy as np
 from keras import layers
 
 import keras_structadv as ksa
-from benchmarks.demo import mean_and_error, small_cnn
+from experiments.models import small_cnn
+from experiments.table import mean_and_error
 from keras_structadv.datasets import PHOTOGRAPHS
 
 MAGNITUDE = 0.08
@@ -27,7 +28,7 @@ def train(seed: int) -> keras.Model:
     """Returns a model that tells the photographs apart."""
     (x, y), _ = ksa.datasets.load_photographs(crops=100, seed=seed)
     keras.utils.set_random_seed(seed)
-    model = small_cnn(x.shape[1:], len(PHOTOGRAPHS), layers.GlobalAveragePooling2D)
+    model = small_cnn(x.shape[1:], len(PHOTOGRAPHS), head=layers.GlobalAveragePooling2D)
     model.compile(
         keras.optimizers.Adam(3e-3),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),

@@ -7,13 +7,15 @@ splits, other than those of the table in the README.
 """
 
 import argparse
+import os
 
 import keras
-import numpy as np
 from keras import ops
 
 import keras_structadv as ksa
-from benchmarks.demo import DATA, report, run, train
+from benchmarks.demo import DATA, train
+from experiments.table import comparison
+from experiments.train import run_all
 
 FIRST_SEED = 100
 
@@ -106,11 +108,15 @@ def main() -> None:
     parser.add_argument("--data", default="digits", choices=["digits", "glyphs"])
     options = parser.parse_args()
     seeds = range(FIRST_SEED, FIRST_SEED + options.seeds)
-    results = run([(options.data, row, s) for s in seeds for row in ROWS], measure)
-    accuracy = {
-        row: np.array([results[options.data, row, s] for s in seeds]) for row in ROWS
+    jobs = [(options.data, row, s) for s in seeds for row in ROWS]
+    results = dict(run_all(jobs, measure, workers=os.cpu_count() or 1))
+    accuracies = {
+        (row,): {s: results[options.data, row, s] for s in seeds} for row in ROWS
     }
-    report(options.data, accuracy, ("reused, k = 8",))
+    first = next(iter(accuracies))
+    bases = {first[0]: lambda _: first}
+    title = f"{options.data}: test accuracy ± standard error"
+    print("\n" + comparison(title, ("augmentation",), accuracies, bases))
 
 
 if __name__ == "__main__":

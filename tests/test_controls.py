@@ -1,11 +1,11 @@
-"""The controls of the demo, which the claims of the README stand on."""
+"""The controls, which the claims of the README stand on."""
 
 import numpy as np
 import pytest
 from conftest import small_model
 
 import keras_structadv as ksa
-from benchmarks.demo import RandomFlow, RandomRecoloring
+from experiments.controls import RandomFlow, RandomRecoloring
 
 
 @pytest.mark.parametrize("kind", [RandomFlow, RandomRecoloring])

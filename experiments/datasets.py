@@ -1,0 +1,176 @@
+"""The data sets of the experiments, all through one function, `load`."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import keras
+import numpy as np
+
+import keras_structadv as ksa
+
+Arrays = tuple[np.ndarray, np.ndarray]
+Sets = dict[str, Arrays]
+
+
+class Description(NamedTuple):
+    """What has to be known of a data set before it is loaded.
+
+    Attributes:
+        shape: height, width and channels.
+        classes: how many.
+        train_size: images in the training set, the validation set among them.
+        test_size: images in the test set.
+        flip: whether a mirrored image is still one of its class.
+        padding: pixels of the zero-padding before a random crop.
+        cutout: side of the square that cutout erases, in pixels.
+        fill: grey level of what a geometric operation of a policy moves in.
+    """
+
+    shape: tuple[int, int, int]
+    classes: int
+    train_size: int
+    test_size: int
+    flip: bool
+    padding: int
+    cutout: int
+    fill: float
+
+
+DESCRIPTIONS = {
+    "cifar10": Description((32, 32, 3), 10, 50000, 10000, True, 4, 16, 128.0),
+    "cifar100": Description((32, 32, 3), 100, 50000, 10000, True, 4, 16, 128.0),
+    "stl10": Description((96, 96, 3), 10, 5000, 8000, True, 12, 16, 128.0),
+    # Digits and characters: not mirrored; the rest in proportion to their size.
+    "digits": Description((16, 16, 1), 10, 200, 800, False, 2, 8, 0.0),
+    "glyphs": Description((28, 28, 1), 47, 282, 423, False, 3, 14, 0.0),
+    "colour-glyphs": Description((28, 28, 3), 47, 1128, 470, False, 3, 14, 128.0),
+}
+
+
+def load(
+    name: str, seed: int = 0, held_out: str = "test", made_up: bool = False
+) -> tuple[Arrays, Sets]:
+    """Returns a training set, and the sets to measure on.
+
+    CIFAR and STL-10 have a test set of their own; a tenth of the training images,
+    chosen by the seed, is the validation set, and is trained on only where the test set
+    is asked for. Of the digits and glyphs a fixed part is the test set, and the seed
+    divides the rest into training and validation. For the colour glyphs the seed
+    chooses typefaces and palettes as well.
+
+    Args:
+        name: one of `DESCRIPTIONS`.
+        seed: seed of the split.
+        held_out: `"test"` or `"validation"`.
+        made_up: whether to take noise of the right form in the place of what would have
+            to be downloaded, 200 images of it.
+
+    Returns:
+        `(x, y), {name: (x, y)}`: images uint8, (n, height, width, channels), 0 to 255;
+        labels int32, (n,). Most data sets have one set to measure on, named `""`.
+
+    Raises:
+        ValueError: if an argument is none of those above.
+        RuntimeError: if a data set cannot be downloaded.
+    """
+    if name not in DESCRIPTIONS:
+        raise ValueError(f"Received data={name!r}. Pass one of {list(DESCRIPTIONS)}.")
+    if held_out not in ("test", "validation"):
+        raise ValueError(
+            f'Received held_out={held_out!r}. Pass "test" or "validation".'
+        )
+    if name in _EMBEDDED:
+        return _EMBEDDED[name](seed, held_out)
+    source = _noise if made_up else _SOURCES[name]
+    try:
+        train, test = source(name)
+    except Exception as error:  # each source fails in ways of its own
+        raise RuntimeError(
+            f"{name} could not be loaded ({type(error).__name__}: {error}). It is "
+            "downloaded at its first use: try again with a connection to the internet, "
+            "or pass --smoke to see that everything else works."
+        ) from error
+    train, test = _checked(train), _checked(test)
+    if held_out == "test":
+        return train, {"": test}
+    train, validation = _split(train, len(train[1]) * 9 // 10, seed)
+    return train, {"": validation}
+
+
+def _checked(arrays: Arrays) -> Arrays:
+    images, labels = arrays
+    return np.asarray(images, "uint8"), np.asarray(labels, "int32").reshape(-1)
+
+
+def _split(arrays: Arrays, size: int, seed: int) -> tuple[Arrays, Arrays]:
+    """Returns `size` of the images, chosen at random, and the others."""
+    order = np.random.default_rng(seed).permutation(len(arrays[1]))
+    return tuple(
+        tuple(x[places] for x in arrays) for places in (order[:size], order[size:])
+    )
+
+
+def _cifar(name: str) -> tuple[Arrays, Arrays]:
+    return getattr(keras.datasets, name).load_data()
+
+
+def _stl10(name: str) -> tuple[Arrays, Arrays]:
+    import tensorflow_datasets as tfds
+
+    train, test = tfds.load(
+        name, split=["train", "test"], batch_size=-1, as_supervised=True
+    )
+    return tfds.as_numpy(train), tfds.as_numpy(test)
+
+
+def _noise(name: str) -> tuple[Arrays, Arrays]:
+    """Returns noise in the form in which `keras.datasets` returns images."""
+    description, rng = DESCRIPTIONS[name], np.random.default_rng(0)
+    return tuple(
+        (
+            rng.integers(0, 256, (20, *description.shape), "uint8"),
+            rng.integers(0, description.classes, (20, 1), "uint8"),
+        )
+        for _ in range(2)
+    )
+
+
+def _digits(seed: int, held_out: str) -> tuple[Arrays, Sets]:
+    description = DESCRIPTIONS["digits"]
+    total = 1797
+    pool, test = ksa.datasets.load_digits(total - description.test_size)
+    train, validation = _split(pool, description.train_size, seed)
+    return train, {"": test if held_out == "test" else validation}
+
+
+def _glyphs(seed: int, held_out: str) -> tuple[Arrays, Sets]:
+    typefaces = 12
+    pool, test = ksa.datasets.load_glyphs(typefaces)
+    # An entry for each typeface, so that training and validation share none.
+    pool = tuple(x.reshape(typefaces, -1, *x.shape[1:]) for x in pool)
+    train, validation = (
+        tuple(np.concatenate(x) for x in part)
+        for part in _split(pool, typefaces // 2, seed)
+    )
+    return train, {"": test if held_out == "test" else validation}
+
+
+def _colour_glyphs(seed: int, held_out: str) -> tuple[Arrays, Sets]:
+    sets = {}
+    for colours in ("same", "unseen"):
+        train, sets[f"{colours} colours"] = ksa.datasets.load_colour_glyphs(
+            colours=colours, held_out=held_out, seed=seed
+        )
+    return train, sets
+
+
+_SOURCES: dict[str, Callable] = {
+    "cifar10": _cifar,
+    "cifar100": _cifar,
+    "stl10": _stl10,
+}
+_EMBEDDED: dict[str, Callable] = {
+    "digits": _digits,
+    "glyphs": _glyphs,
+    "colour-glyphs": _colour_glyphs,
+}

@@ -1,0 +1,136 @@
+"""The models of the experiments: from raw pixels, 0 to 255, to logits."""
+
+from collections.abc import Callable
+
+import keras
+from keras import layers
+
+
+def small_cnn(
+    shape: tuple[int, int, int],
+    classes: int,
+    *,
+    head: type = layers.Flatten,
+    normalization: Callable = layers.BatchNormalization,
+) -> keras.Model:
+    """Returns three blocks of convolution, normalization and pooling.
+
+    Args:
+        shape: height, width and channels of the images.
+        classes: number of logits.
+        head: the layer that makes vectors of the last feature maps.
+        normalization: makes the layer that normalizes, given `momentum`.
+    """
+    model = keras.Sequential([keras.Input(shape), layers.Rescaling(1 / 255)])
+    for filters in (16, 32, 64):
+        model.add(layers.Conv2D(filters, 3, padding="same", use_bias=False))
+        model.add(normalization(momentum=0.9))
+        model.add(layers.ReLU())
+        model.add(layers.MaxPooling2D())
+    model.add(head())
+    model.add(layers.Dense(classes))
+    return model
+
+
+def wide_resnet(
+    shape: tuple[int, int, int], classes: int, *, depth: int = 32, width: int = 10
+) -> keras.Model:
+    """Returns a wide residual network, pre-activated, without dropout.
+
+    Args:
+        shape: height, width and channels of the images.
+        classes: number of logits.
+        depth: 6 n + 4 for n blocks in each of the three groups, as the authors count
+            (Wide-ResNet-28), or 6 n + 2, as it is counted without the convolutions of
+            the shortcuts (Wide-ResNet-32).
+        width: factor on the 16, 32 and 64 filters of the groups.
+
+    Raises:
+        ValueError: if no number of blocks gives that depth.
+
+    Reference: Zagoruyko and Komodakis (2016), Wide Residual Networks.
+    """
+    blocks, rest = divmod(depth - 2, 6)
+    if blocks < 1 or rest not in (0, 2):
+        raise ValueError(
+            f"Received depth={depth}. Pass 6 n + 4 or 6 n + 2, e.g. 28 or 32."
+        )
+
+    def convolution(filters: int, kernel: int, strides: int = 1) -> layers.Layer:
+        return layers.Conv2D(
+            filters,
+            kernel,
+            strides,
+            padding="same",
+            use_bias=False,
+            kernel_initializer="he_normal",
+        )
+
+    def activated(x: keras.KerasTensor) -> keras.KerasTensor:
+        return layers.ReLU()(layers.BatchNormalization(momentum=0.9)(x))
+
+    inputs = keras.Input(shape)
+    x = layers.Rescaling(1 / 127.5, -1)(inputs)
+    x = convolution(16, 3)(x)
+    for group, filters in enumerate((16 * width, 32 * width, 64 * width)):
+        for block in range(blocks):
+            strides = 2 if group > 0 and block == 0 else 1
+            before = activated(x)
+            if x.shape[-1] != filters or strides > 1:
+                x = convolution(filters, 1, strides)(before)
+            y = activated(convolution(filters, 3, strides)(before))
+            x = layers.Add()([x, convolution(filters, 3)(y)])
+    x = layers.GlobalAveragePooling2D()(activated(x))
+    return keras.Model(inputs, layers.Dense(classes)(x), name="wide_resnet")
+
+
+def efficientnet_b0(
+    shape: tuple[int, int, int],
+    classes: int,
+    *,
+    weights: str | None = "imagenet",
+    size: int = 224,
+) -> keras.Model:
+    """Returns EfficientNet-B0 for images of any size, which it enlarges itself.
+
+    Args:
+        shape: height, width and channels of the images; 3 channels.
+        classes: number of logits.
+        weights: `"imagenet"`, a file, or `None` for random ones.
+        size: height and width to which the images are resized.
+
+    Raises:
+        RuntimeError: if the weights cannot be had.
+    """
+    try:
+        backbone = keras.applications.EfficientNetB0(
+            include_top=False,
+            weights=weights,
+            input_shape=(size, size, 3),
+            pooling="avg",
+        )
+    except Exception as error:  # no connection, no such file, wrong content
+        raise RuntimeError(
+            f"The weights {weights!r} of EfficientNet-B0 could not be loaded "
+            f"({type(error).__name__}: {error}). They are downloaded at their first "
+            "use: try again with a connection to the internet, give a file with --set "
+            "'model.weights=\"FILE\"', or train from random weights with --set "
+            "'model.weights=\"\"', which is another experiment."
+        ) from error
+    return keras.Sequential(
+        [
+            keras.Input(shape),
+            layers.Resizing(size, size),
+            backbone,
+            layers.Dropout(0.2),
+            layers.Dense(classes),
+        ],
+        name="efficientnet_b0",
+    )
+
+
+MODELS = {
+    "small-cnn": small_cnn,
+    "wide-resnet": wide_resnet,
+    "efficientnet-b0": efficientnet_b0,
+}

@@ -1,0 +1,154 @@
+"""Tables of what was trained: means, standard errors and paired differences.
+
+python -m experiments.table FILE [...] [--held-out test]
+"""
+
+import argparse
+import json
+import pathlib
+from collections.abc import Callable, Iterable
+
+import numpy as np
+
+# An adversarial row is held against the random one of the same structure and size.
+CONTROLS = {
+    "flow": "random-flow",
+    "flow-reused": "random-flow",
+    "recoloring": "random-recoloring",
+    "recoloring-reused": "random-recoloring",
+}
+
+
+def read_records(path: pathlib.Path) -> list[dict]:
+    """Returns the records of a file of results, `[]` where there is none.
+
+    A line that is not whole, of a run that was interrupted, does not count.
+    """
+    records = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return records
+
+
+def append_record(path: pathlib.Path, record: dict) -> None:
+    """Adds a record to a file of results, as a line of its own."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as file:
+        file.seek(max(0, file.seek(0, 2) - 1))
+        if file.read(1) not in ("", "\n"):  # after a line that is not whole
+            file.write("\n")
+        file.write(json.dumps(record) + "\n")
+
+
+def mean_and_error(values: Iterable[float], form: str = "{:.4f}") -> str:
+    """Returns the mean, its standard error and, of a difference, t.
+
+    Args:
+        values: one for each seed.
+        form: how to write the mean; with a sign, it is one of differences.
+    """
+    values = np.asarray(list(values))
+    if len(values) < 2:
+        return " ".join(form.format(x) for x in values)
+    error = values.std(ddof=1) / np.sqrt(len(values))
+    text = f"{form.format(values.mean())} ± {error:.4f}"
+    if form.startswith("{:+"):
+        text += f" (t {values.mean() / error:.1f})" if error > 0 else ""
+    return text
+
+
+def difference(ours: dict[int, float], theirs: dict[int, float]) -> str:
+    """Returns the paired difference of two rows, `""` where they are one.
+
+    Args:
+        ours: accuracies by the seed.
+        theirs: those to subtract; only seeds that both have count.
+    """
+    seeds = sorted(set(ours) & set(theirs))
+    if ours is theirs or not seeds:
+        return ""
+    return mean_and_error((ours[s] - theirs[s] for s in seeds), "{:+.4f}")
+
+
+def comparison(
+    title: str,
+    heads: tuple[str, ...],
+    rows: dict[tuple[str, ...], dict[int, float]],
+    bases: dict[str, Callable[[tuple[str, ...]], tuple[str, ...] | None]],
+    notes: dict[str, dict[tuple[str, ...], str]] | None = None,
+) -> str:
+    """Returns a table of accuracies and their paired differences to other rows.
+
+    Args:
+        title: what stands above it.
+        heads: what the labels of a row are.
+        rows: for each row, by its labels, the accuracies by their seeds.
+        bases: for each further column, from the labels of a row to those of the row to
+            subtract, `None` for none.
+        notes: for each last column, by its head, what it says of the rows.
+    """
+    notes = notes or {}
+    heads = [*heads, "seeds", "accuracy", *(f"minus {name}" for name in bases), *notes]
+    lines = [title, "", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for labels, ours in rows.items():
+        cells = [*labels, str(len(ours)), mean_and_error(ours.values())]
+        cells += [
+            difference(ours, rows.get(base(labels), {})) for base in bases.values()
+        ]
+        cells += [note.get(labels, "") for note in notes.values()]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def markdown(records: list[dict]) -> str:
+    """Returns tables of records, one for each data set and set to measure on.
+
+    Each row is a cell, with the paired difference to the same policy without an
+    adversary, and to the random field of the same structure and size.
+
+    Args:
+        records: as `train` makes them.
+    """
+    tables, paper = {}, {}
+    for record in records:
+        settings = record["settings"]
+        labels = (settings["adversary"], settings["policy"])
+        for measured, accuracy in record["accuracy"].items():
+            title = (settings["protocol"], settings["data"], measured)
+            title = ", ".join(x for x in title if x)
+            row = tables.setdefault(title, {}).setdefault(labels, {})
+            row[record["seed"]] = accuracy
+            if record["paper"] is not None:
+                notes = paper.setdefault(title, {})
+                notes[labels] = f"{record['paper'] / 100:.4f}"
+    bases = {
+        "none": lambda labels: ("none", labels[1]),
+        "random": lambda labels: (CONTROLS.get(labels[0]), labels[1]),
+    }
+    return "\n\n".join(
+        comparison(
+            title,
+            ("adversary", "policy"),
+            rows,
+            bases,
+            {"the paper's": paper[title]} if title in paper else None,
+        )
+        for title, rows in tables.items()
+    )
+
+
+def main() -> None:
+    """Prints the tables of files of results."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("files", nargs="+", type=pathlib.Path)
+    parser.add_argument("--held-out", default="test", choices=("test", "validation"))
+    options = parser.parse_args()
+    records = [r for file in options.files for r in read_records(file)]
+    print(markdown([r for r in records if r["held_out"] == options.held_out]))
+
+
+if __name__ == "__main__":
+    main()
