@@ -367,6 +367,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--results", type=pathlib.Path, default="results.jsonl")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE")
     parser.add_argument("--workers", type=int, default=1, help="processes on CPUs")
+    parser.add_argument("--verbose", type=int, default=1, help="of one process: 0 to 2")
     parser.add_argument("--smoke", action="store_true", help="two steps, few images")
     options = parser.parse_args(arguments)
     cells = [x for config in options.config for x in load_cells(config, options.set)]
@@ -395,7 +396,7 @@ def main(arguments: list[str] | None = None) -> None:
         _record,
         held_out=options.held_out,
         smoke=options.smoke,
-        verbose=1 if options.workers == 1 and not options.smoke else 0,
+        verbose=options.verbose if options.workers == 1 and not options.smoke else 0,
         folder=f"{options.results}.state",
     )
     for _, record in run_all(jobs, measure, options.workers):

@@ -1,0 +1,103 @@
+"""Draws the pictures of the README, with the models that the benchmarks train.
+
+    python -m benchmarks.gallery [--folder images]
+
+`flow.png` and `recoloring.png` are those of `demo` and of `recoloring_structure`,
+`steps.png` is in the manner of the paper's figure 3.
+"""
+
+import argparse
+import pathlib
+from typing import Any
+
+import keras
+import numpy as np
+from keras import layers
+
+import keras_structadv as ksa
+from benchmarks import demo, recoloring_structure
+from keras_structadv.datasets import CHARACTERS
+
+STEPS = (0, 2, 4, 6, 8, 10)
+
+
+def confidences(model: keras.Model, images: Any) -> np.ndarray:
+    """Returns the probabilities of the classes, (batch, classes)."""
+    return keras.Sequential([model, layers.Softmax()]).predict(images, 256, verbose=0)
+
+
+def films(model: keras.Model, x: Any, y: Any, targets: Any) -> dict[str, np.ndarray]:
+    """Returns the images after each of `STEPS`, away from labels and towards targets.
+
+    Each step is of one pixel.
+    """
+    made = {}
+    for name, data in (
+        ("away from", {"images": x, "labels": y}),
+        ("towards", {"images": x, "labels": y, "targets": targets}),
+    ):
+        frames = [x.astype("float32")]
+        for steps in STEPS[1:]:
+            layer = ksa.AdversarialFlow((1.0, 1.0), rate=1.0, steps=steps).bind(model)
+            frames.append(np.asarray(layer(data, training=True)["images"]))
+        made[name] = np.stack(frames)
+    return made
+
+
+def draw_steps(path: pathlib.Path) -> None:
+    """Draws ten steps away from the label, and ten towards the next likely one."""
+    from matplotlib.figure import Figure
+
+    task = demo.DATA["glyphs"]
+    model, _ = demo.train(task, "none", seed=0)
+    x, y = task.load(0)[1][""]
+    before, place = confidences(model, x), np.arange(len(y))
+    wrong = before.copy()
+    wrong[place, y] = -1
+    sure = before[place, y] > 0.95
+    x, y, targets = x[sure], y[sure], wrong.argmax(axis=1)[sure]
+    place = np.arange(len(y))
+    frames = films(model, x, y, targets)
+    beliefs = {
+        name: np.stack([confidences(model, frame) for frame in film])
+        for name, film in frames.items()
+    }
+    falls = beliefs["away from"][:, place, y]
+    rises = beliefs["towards"][:, place, targets]
+    print(
+        f"of {len(y)} glyphs known with confidence above .95, ten steps lower that of "
+        f"the label for {np.mean(falls[-1] < falls[0]):.1%}, and raise that of the "
+        f"target for {np.mean(rises[-1] > rises[0]):.1%}; two that reach it are drawn"
+    )
+    reached = np.flatnonzero(beliefs["towards"][-1].argmax(axis=1) == targets)
+    chosen = np.random.default_rng(0).permutation(reached)[:2]
+    rows = [(i, name) for i in chosen for name in frames]
+    figure = Figure(figsize=(1.4 * len(STEPS), 1.65 * len(rows)), layout="constrained")
+    axes = figure.subplots(len(rows), len(STEPS))
+    for row, (i, name) in zip(axes, rows):
+        aim = CHARACTERS[(targets if name == "towards" else y)[i]]
+        row[0].set_ylabel(f"{name} {aim!r}")
+        for axis, image, belief in zip(row, frames[name][:, i], beliefs[name][:, i]):
+            axis.imshow(image[..., 0], cmap="gray", vmin=0, vmax=255)
+            answer = CHARACTERS[belief.argmax()]
+            axis.set_title(f"{answer!r} {belief.max():.0%}", fontsize=9)
+            axis.set(xticks=[], yticks=[])
+    for axis, steps in zip(axes[-1], STEPS):
+        axis.set_xlabel(f"{steps} steps")
+    figure.savefig(path, dpi=90)
+    print(f"wrote {path}")
+
+
+def main() -> None:
+    """Draws them all."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--folder", type=pathlib.Path, default=pathlib.Path("images"))
+    folder = parser.parse_args().folder
+    folder.mkdir(parents=True, exist_ok=True)
+    demo.draw(str(folder / "flow.png"))
+    recoloring_structure.measure(0, str(folder / "recoloring.png"))
+    draw_steps(folder / "steps.png")
+
+
+if __name__ == "__main__":
+    main()
