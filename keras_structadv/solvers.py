@@ -17,6 +17,7 @@ from keras_structadv.dct import (
 from keras_structadv.operators import EdgePreserving, ScreenedPoisson
 
 DENSE_LIMIT = 2**30
+_LANCZOS_DAMPING = 1e-3
 
 
 class SolveInfo(NamedTuple):
@@ -230,6 +231,10 @@ def smallest_eigenpairs(
         )
     width = min(rank + 4, operator.size)
     wide = operator.repeated(width)
+    # Damping adds the same to all eigenvalues; with little of it the inverse sets the
+    # smallest ones apart.
+    surplus = max(0.0, operator.damping - _LANCZOS_DAMPING)
+    wide.damping = operator.damping - surplus
     precondition = edge_preserving_preconditioner(wide)
     shape = (operator.height, operator.width, operator.channels, -1)
 
@@ -266,7 +271,7 @@ def smallest_eigenpairs(
     projected = projected + trace * empty[:, None, :] * identity
     values, small = ops.eigh(projected)
     vectors = ops.einsum("nbp,bpq->bnq", basis, small[:, :, :rank])
-    return values[:, :rank], ops.reshape(vectors, (-1, *shape[:3], rank))
+    return values[:, :rank] + surplus, ops.reshape(vectors, (-1, *shape[:3], rank))
 
 
 def _orthonormal(vectors: Any, basis: Any = None) -> Any:

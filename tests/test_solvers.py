@@ -237,6 +237,25 @@ def test_the_smallest_eigenpairs_are_those_of_scipy(size, channels, rank):
     assert separate >= 3
 
 
+def test_damping_shifts_eigenvalues_and_leaves_eigenvectors():
+    images, _ = problems(32, 3)
+    values, vectors = zip(
+        *(
+            map(
+                ops.convert_to_numpy,
+                smallest_eigenpairs(EdgePreserving(x, damping=d), 3),
+            )
+            for x, d in ((images[:2], 1e-3), (images[:2], 0.05))
+        )
+    )
+    np.testing.assert_allclose(values[1] - values[0], 0.049, rtol=1e-3)
+    for one, other in zip(*vectors):
+        one, other = (x.reshape(-1, 3).astype("float64") for x in (one, other))
+        assert scipy.linalg.subspace_angles(one, other).max() < 1e-2
+        # The first are the constants, one for each channel.
+        assert np.var(other.reshape(-1, 3, 3), axis=0).max() < 1e-8
+
+
 def test_all_eigenpairs_of_a_tiny_image():
     image = np.random.default_rng(0).uniform(size=(1, 2, 3, 1)).astype("float32")
     operator = EdgePreserving(image)
