@@ -3,7 +3,7 @@
 Trains a small CNN on few images of data sets that need no download, several seeds for
 each row, and prints accuracies, their standard errors and the paired differences.
 
-    python -m benchmarks.demo [--seeds 6 3 2] [--data digits glyphs colour-glyphs]
+    python -m benchmarks.demo [--seeds 3 2 2] [--data digits glyphs colour-glyphs]
         [--picture demo.png]
 """
 
@@ -189,7 +189,7 @@ def main() -> None:
         default=["digits", "glyphs", "colour-glyphs"],
         choices=DATA,
     )
-    parser.add_argument("--seeds", nargs="+", type=int, default=[6, 3, 2])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[3, 2, 2])
     parser.add_argument("--picture", help="file to write the picture to")
     options = parser.parse_args()
     if len(options.seeds) == 1:

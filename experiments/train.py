@@ -45,7 +45,9 @@ ADVERSARIES = {
     "colour-jitter": (controls.ColourJitter, "recoloring", "fresh"),
 }
 POLICIES = ("none", "base", "autoaugment", "randaugment")
+_AXES = ("data", "adversary", "policy")
 _SMOKE_BATCH = 4
+_TASKS = 25  # of a worker process
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,9 +116,9 @@ def load_cells(config: str, changes: Iterable[str] = ()) -> list[Cell]:
 
     Args:
         config: a TOML file, or its name below `experiments/configs` without the ending.
-            `extends = "FILE"` takes what it does not have itself from another file,
-            `paper = {...}` may be a table by the names of the cells, and lists of data,
-            adversaries or policies make a cell of each combination.
+            `extends = "FILE"` takes what it does not have itself from another file;
+            lists of data, adversaries or policies make a cell of each combination, and
+            so do those of each `[[grid]]`.
         changes: `KEY=VALUE`, the value in TOML, e.g. `flow.smoothness=30`; a key with
             dots is of a table in the file.
 
@@ -135,6 +137,7 @@ def load_cells(config: str, changes: Iterable[str] = ()) -> list[Cell]:
             f"Received --config {config}, which is no file, and neither is {path}."
         )
     settings = _read(path)
+    grids = settings.pop("grid", [{}])
     for change in changes:
         key, mark, value = change.partition("=")
         if not mark:
@@ -148,19 +151,22 @@ def load_cells(config: str, changes: Iterable[str] = ()) -> list[Cell]:
         for name in tables:
             entry = entry.setdefault(name, {})
         entry[last] = value
-    known = {field.name for field in dataclasses.fields(Cell)}
-    if unknown := set(settings) - known:
-        raise ValueError(
-            f"Received the keys {sorted(unknown)} in {path} or --set. Pass some of "
-            f"{sorted(known)}."
-        )
-    axes = ("data", "adversary", "policy")
-    values = [settings[axis] for axis in axes]
-    values = [x if isinstance(x, list) else [x] for x in values]
-    return [
-        Cell(**{**settings, **dict(zip(axes, choice))})
-        for choice in itertools.product(*values)
-    ]
+        grids = [{k: v for k, v in grid.items() if k != key} for grid in grids]
+    cells = []
+    for grid in grids:
+        given = {**settings, **grid}
+        if unknown := set(given) - {field.name for field in dataclasses.fields(Cell)}:
+            raise ValueError(
+                f"Received the keys {sorted(unknown)} in {path} or --set. Pass some "
+                f"of {sorted(field.name for field in dataclasses.fields(Cell))}."
+            )
+        values = [given[axis] for axis in _AXES]
+        values = [x if isinstance(x, list) else [x] for x in values]
+        cells += [
+            Cell(**{**given, **dict(zip(_AXES, choice))})
+            for choice in itertools.product(*values)
+        ]
+    return list({cell.name: cell for cell in cells}.values())
 
 
 def _read(path: pathlib.Path) -> dict:
@@ -318,17 +324,20 @@ def run_all(
             yield job, measure(job)
             progress.update(number + 1)
         return
-    with concurrent.futures.ProcessPoolExecutor(
-        max_workers=min(workers, len(jobs) or 1),
-        mp_context=multiprocessing.get_context("spawn"),  # TensorFlow does not fork
-        initializer=_one_thread,
-        max_tasks_per_child=30,  # Keras and TensorFlow let go of little
-    ) as pool:
-        running = {pool.submit(measure, job): job for job in jobs}
-        ended = concurrent.futures.as_completed(running)
-        for number, future in enumerate(ended):
-            yield running[future], future.result()
-            progress.update(number + 1)
+    ended = 0
+    for first in range(0, len(jobs), workers * _TASKS):
+        # New processes from time to time: Keras and TensorFlow let go of little.
+        with concurrent.futures.ProcessPoolExecutor(
+            max_workers=workers,
+            mp_context=multiprocessing.get_context("spawn"),  # TensorFlow does not fork
+            initializer=_one_thread,
+        ) as pool:
+            some = jobs[first : first + workers * _TASKS]
+            running = {pool.submit(measure, job): job for job in some}
+            for future in concurrent.futures.as_completed(running):
+                yield running[future], future.result()
+                ended += 1
+                progress.update(ended)
 
 
 def _one_thread() -> None:

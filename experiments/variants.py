@@ -289,6 +289,21 @@ def _flow_variants() -> dict:
             ("three in ten reversed", SomeReversed),
         ):
             variants[f"{name}, {label}"] = Variant(kind, gradient)
+    # What was best of these on digits and glyphs, in pairs.
+    for name, kind, gradient in (
+        ("random", RandomFlow, "fresh"),
+        ("reused", ksa.AdversarialFlow, "reuse"),
+    ):
+        variants[f"{name}, rate 0.75, smoothness 300"] = Variant(
+            kind, gradient, rate=0.75, smoothness=300.0
+        )
+    for label, arguments in (
+        ("rate 0.75", {"rate": 0.75}),
+        ("smoothness 300", {"smoothness": 300.0}),
+    ):
+        variants[f"reused, half of each random, {label}"] = Variant(
+            Mixed, "reuse", **arguments
+        )
     variants["fresh, training mode"] = Variant(FlowInTrainingMode)
     for target in ("random", "most_confident_wrong"):
         variants[f"fresh, target {target}"] = Variant(

@@ -272,6 +272,13 @@ def test_an_interrupted_run_goes_on_with_its_epoch(tmp_path):
     assert record["history"]["gradient_hit_rate"] > 0.5  # the store came back too
 
 
+@pytest.mark.slow
+def test_workers_are_renewed_and_no_job_is_lost(monkeypatch):
+    monkeypatch.setattr(train, "_TASKS", 1)
+    results = dict(train.run_all([-3, -2, -1], abs, workers=2))
+    assert results == {-3: 3, -2: 2, -1: 1}
+
+
 def test_table():
     settings = {"protocol": "p", "data": "d", "policy": "base"}
     records = [
