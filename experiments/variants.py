@@ -25,6 +25,14 @@ from keras_structadv.flow import longest_displacement, random_flow
 from keras_structadv.gradients import gradients_of
 
 
+# What the variants change one thing of: the defaults of the flow, and a recolouring as
+# strong as the controls want it on the colour glyphs.
+PLAIN = (
+    *("adversary=none", "policy=none", "flow.smoothness=100", "flow.rate=0.5"),
+    *("recoloring.magnitude=0.5", "recoloring.rate=0.5"),
+)
+
+
 class Altered(ksa.AdversarialFlow):
     """A flow to which something random is done, fresh or reused."""
 
@@ -350,7 +358,7 @@ VARIANTS = {
 def measure(job: tuple[str, str, int]) -> dict:
     """Returns the record of a job, `(data, variant, seed)`, on the validation set."""
     data, name, seed = job
-    cell = load_cells(f"small/{data}", ["adversary=none", "policy=none"])[0]
+    (cell,) = load_cells(f"small/{data}", PLAIN)
     variant = VARIANTS[data][name]
     if variant is None:
         record = train(cell, seed, held_out="validation")[1]

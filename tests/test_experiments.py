@@ -135,7 +135,7 @@ def test_changes_and_lists():
         "small/glyphs/flow+base",
     ]
     # A table of a file is added to that of the file that it extends.
-    assert cells[0].flow == {"max_displacement": 4.0, "smoothness": 30, "rate": 0.5}
+    assert cells[0].flow == {"max_displacement": 4.0, "smoothness": 30, "rate": 0.75}
     assert len({c.digest() for c in cells}) == 4
 
 

@@ -138,7 +138,7 @@ def test_schedules():
     ],
 )
 def test_a_variant_changes_one_thing(data, name, expected):
-    (cell,) = load_cells(f"small/{data}", ["adversary=none", "policy=none"])
+    (cell,) = load_cells(f"small/{data}", variants.PLAIN)
     (callback,) = variants.VARIANTS[data][name].callbacks(cell, 0, capacity=8)
     config = callback.layers[0].get_config()
     assert {key: config[key] for key in expected} == expected
