@@ -24,7 +24,6 @@ from experiments.train import load_cells, run_all, train
 from keras_structadv.flow import longest_displacement, random_flow
 from keras_structadv.gradients import gradients_of
 
-
 # What the variants change one thing of: the defaults of the flow, and a recolouring as
 # strong as the controls want it on the colour glyphs.
 PLAIN = (
