@@ -56,7 +56,8 @@ def mean_and_error(values: Iterable[float], form: str = "{:.4f}") -> str:
     error = values.std(ddof=1) / np.sqrt(len(values))
     text = f"{form.format(values.mean())} ± {error:.4f}"
     if form.startswith("{:+"):
-        text += f" (t {values.mean() / error:.1f})" if error > 0 else ""
+        # All alike but for rounding: no t.
+        text += f" (t {values.mean() / error:.1f})" if error > 1e-9 else ""
     return text
 
 
