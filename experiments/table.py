@@ -57,7 +57,7 @@ def mean_and_error(values: Iterable[float], form: str = "{:.4f}") -> str:
     text = f"{form.format(values.mean())} ± {error:.4f}"
     if form.startswith("{:+"):
         # All alike but for rounding: no t.
-        text += f" (t {values.mean() / error:.1f})" if error > 1e-9 else ""
+        text += f" (t {values.mean() / error:.1f})" if error > 1e-6 else ""
     return text
 
 
