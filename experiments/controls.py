@@ -27,8 +27,13 @@ class RandomRecoloring(ksa.AdversarialRecoloring):
     """The control: a random perturbation of the same operator, magnitude and rate."""
 
     def gradient(self, forward, images, labels, targets):
-        """Returns noise, which takes the place of the gradient."""
-        return keras.random.normal(keras.ops.shape(images), seed=self.seed_generator)
+        """Returns zeros; the field does not depend on the model."""
+        return keras.ops.zeros_like(images)
+
+    def make_field(self, images, gradients, strength, basis=None):
+        """Returns the perturbation that noise makes in the place of a gradient."""
+        noise = keras.random.normal(keras.ops.shape(images), seed=self.seed_generator)
+        return super().make_field(images, noise, strength, basis)
 
 
 class ColourJitter(RandomRecoloring):

@@ -56,14 +56,15 @@ def load(
     chosen by the seed, is the validation set, and is trained on only where the test set
     is asked for. Of the digits and glyphs a fixed part is the test set, and the seed
     divides the rest into training and validation. For the colour glyphs the seed
-    chooses typefaces and palettes as well.
+    chooses palettes and typefaces, so that one seed tests on typefaces that another
+    validates on, in other colours.
 
     Args:
         name: one of `DESCRIPTIONS`.
         seed: seed of the split.
         held_out: `"test"` or `"validation"`.
         made_up: whether to take noise of the right form in the place of what would have
-            to be downloaded, 200 images of it.
+            to be downloaded, 20 images of it.
 
     Returns:
         `(x, y), {name: (x, y)}`: images uint8, (n, height, width, channels), 0 to 255;

@@ -96,7 +96,7 @@ def efficientnet_b0(
     Args:
         shape: height, width and channels of the images; 3 channels.
         classes: number of logits.
-        weights: `"imagenet"`, a file, or `None` for random ones.
+        weights: `"imagenet"`, a file, or `None` or `""` for random ones.
         size: height and width to which the images are resized.
 
     Raises:
@@ -105,7 +105,7 @@ def efficientnet_b0(
     try:
         backbone = keras.applications.EfficientNetB0(
             include_top=False,
-            weights=weights,
+            weights=weights or None,
             input_shape=(size, size, 3),
             pooling="avg",
         )

@@ -68,12 +68,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--smoke", action="store_true", help="two steps, few images")
     options = parser.parse_args(arguments)
     (cell,) = load_cells(options.config, options.set)
+    name = f"{cell.name}-{cell.digest()}-{options.seeds}"
     study = optuna.create_study(
-        study_name=f"{cell.name}-{cell.digest()}",
+        study_name=f"{name}-smoke" if options.smoke else name,
         storage=f"sqlite:///{options.storage}",
         load_if_exists=True,
         direction="maximize",
-        sampler=optuna.samplers.TPESampler(seed=0),
+        sampler=optuna.samplers.TPESampler(),  # a seed would repeat trials at resuming
     )
 
     def objective(trial: optuna.Trial) -> float:
@@ -86,10 +87,13 @@ def main(arguments: list[str] | None = None) -> None:
             accuracies += record["accuracy"].values()
         return statistics.fmean(accuracies)
 
-    ended = len(study.get_trials(states=[optuna.trial.TrialState.COMPLETE]))
+    complete = [optuna.trial.TrialState.COMPLETE]
+    ended = len(study.get_trials(states=complete))
     missing = max(0, options.trials - ended)
     print(f"{ended} trials are there, {missing} to do", flush=True)
-    study.optimize(objective, missing, show_progress_bar=True)
+    # Others may work at the same study.
+    stop = optuna.study.MaxTrialsCallback(options.trials, states=complete)
+    study.optimize(objective, missing, callbacks=[stop], show_progress_bar=True)
     print(f"\nbest validation accuracy {study.best_value:.4f}, with")
     print(f"    --set {' '.join(study.best_trial.user_attrs['settings'])}")
 

@@ -108,15 +108,21 @@ def markdown(records: list[dict]) -> str:
     """Returns tables of records, one for each data set and set to measure on.
 
     Each row is a cell, with the paired difference to the same policy without an
-    adversary, and to the random field of the same structure and size.
+    adversary, and to the random field of the same structure and size. Cells of one
+    name and several settings have a row for each, marked by the digest.
 
     Args:
         records: as `train` makes them.
     """
     tables, paper = {}, {}
+    digests = {}
+    for record in records:
+        digests.setdefault(record["cell"], set()).add(record["digest"])
     for record in records:
         settings = record["settings"]
         labels = (settings["adversary"], settings["policy"])
+        if len(digests[record["cell"]]) > 1:  # of several settings: not one row
+            labels = (f"{labels[0]} [{record['digest'][:6]}]", labels[1])
         for measured, accuracy in record["accuracy"].items():
             title = (settings["protocol"], settings["data"], measured)
             title = ", ".join(x for x in title if x)

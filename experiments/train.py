@@ -1,6 +1,6 @@
 """Trains the cells of a table, several seeds each, and keeps what came out.
 
-    python -m experiments.train --config table1/cifar10-flow+base [...] [--seeds 10]
+    python -m experiments.train --config table1/cifar10-flow-base [...] [--seeds 10]
         [--held-out test] [--results FILE] [--set KEY=VALUE ...] [--workers 1] [--smoke]
 
 A cell is a file below `experiments/configs`, or several, where it has lists; see
@@ -48,6 +48,7 @@ POLICIES = ("none", "base", "autoaugment", "randaugment")
 _AXES = ("data", "adversary", "policy")
 _SMOKE_BATCH = 4
 _TASKS = 25  # of a worker process
+_CAPACITY = 65536
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,8 +107,14 @@ class Cell:
 
     def digest(self) -> str:
         """Returns a short hash of all that may change the result."""
-        matters = {**dataclasses.asdict(self), "paper": None, "resumable": None}
-        text = json.dumps(matters, sort_keys=True)
+        settings = dataclasses.asdict(self)
+        used = {"randaugment"} if "randaugment" in self.policy else set()
+        if ADVERSARIES[self.adversary] is not None:
+            used.add(ADVERSARIES[self.adversary][1])
+        unused = {"flow", "recoloring", "randaugment"} - used
+        for key in ("paper", "resumable", *unused):
+            del settings[key]
+        text = json.dumps(settings, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
@@ -160,6 +167,12 @@ def load_cells(config: str, changes: Iterable[str] = ()) -> list[Cell]:
                 f"Received the keys {sorted(unknown)} in {path} or --set. Pass some "
                 f"of {sorted(field.name for field in dataclasses.fields(Cell))}."
             )
+        required = {f.name for f in dataclasses.fields(Cell) if _is_required(f)}
+        if missing := required - set(given):
+            raise ValueError(
+                f"Received no {sorted(missing)} in {path}. A file named common.toml "
+                "is what others extend, and no cell."
+            )
         values = [given[axis] for axis in _AXES]
         values = [x if isinstance(x, list) else [x] for x in values]
         cells += [
@@ -167,6 +180,11 @@ def load_cells(config: str, changes: Iterable[str] = ()) -> list[Cell]:
             for choice in itertools.product(*values)
         ]
     return list({cell.name: cell for cell in cells}.values())
+
+
+def _is_required(field: dataclasses.Field) -> bool:
+    missing = dataclasses.MISSING
+    return field.default is missing and field.default_factory is missing
 
 
 def _read(path: pathlib.Path) -> dict:
@@ -280,14 +298,19 @@ def train(
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
     )
-    store = {"capacity": 2 * len(x)}
+    store = {"capacity": max(_CAPACITY, 4 * len(x))}
     called = []
     if state is not None:
-        store["backup_dir"] = state
-        called = [keras.callbacks.BackupAndRestore(state)]
+        # The folder is removed with the record in its place, not before.
+        kept = {"delete_checkpoint": False}
+        store |= {"backup_dir": state, **kept}
+        called = [
+            keras.callbacks.BackupAndRestore(state, double_checkpoint=True, **kept)
+        ]
     called += callbacks(cell, seed, **store)
+    batches = shuffled(x, y, cell.batch_size, seed)
     history = built.fit(
-        x, y, cell.batch_size, cell.epochs, verbose=verbose, callbacks=called
+        batches, epochs=cell.epochs, verbose=verbose, callbacks=called, shuffle=False
     ).history
     measured = {
         key: built.evaluate(*arrays, max(cell.batch_size, 256), verbose=0)[1]
@@ -305,6 +328,19 @@ def train(
         "seconds": round(time.time() - begin, 1),
         "versions": {"keras": keras.__version__, "backend": keras.backend.backend()},
     }
+
+
+def shuffled(x: np.ndarray, y: np.ndarray, batch_size: int, seed: int) -> Any:
+    """Returns batches in another order in each epoch, the same for the same seed.
+
+    `fit` with arrays takes the same batches in every epoch once
+    `keras.utils.set_random_seed` was called.
+    """
+    import tensorflow as tf
+
+    data = tf.data.Dataset.from_tensor_slices((x, y))
+    data = data.shuffle(len(x), seed=seed, reshuffle_each_iteration=True)
+    return data.batch(batch_size).prefetch(2)
 
 
 def run_all(
@@ -334,10 +370,14 @@ def run_all(
         ) as pool:
             some = jobs[first : first + workers * _TASKS]
             running = {pool.submit(measure, job): job for job in some}
-            for future in concurrent.futures.as_completed(running):
-                yield running[future], future.result()
-                ended += 1
-                progress.update(ended)
+            try:
+                for future in concurrent.futures.as_completed(running):
+                    yield running[future], future.result()
+                    ended += 1
+                    progress.update(ended)
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
 
 
 def _one_thread() -> None:
@@ -380,6 +420,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--smoke", action="store_true", help="two steps, few images")
     options = parser.parse_args(arguments)
     cells = [x for config in options.config for x in load_cells(config, options.set)]
+    cells = list({cell.digest(): cell for cell in cells}.values())
     seeds = range(options.first_seed, options.first_seed + options.seeds)
     if options.smoke:
         seeds = seeds[:1]

@@ -61,6 +61,8 @@ def test_every_cell_of_the_paper_has_a_file(name, numbers):
             assert cell.model == {"name": "wide-resnet", "depth": 32, "width": 10}
             assert (cell.epochs, cell.batch_size, rates) == (200, 128, {0.5})
             assert cell.optimizer["learning_rate"] == 0.1
+            # Of Keras' decay, outside of the momentum, ten times what it is inside.
+            assert cell.optimizer["weight_decay"] == pytest.approx(5e-4 / (1 - 0.9))
         else:
             assert (cell.model["name"], cell.epochs) == ("efficientnet-b0", 350)
             assert rates == {1.0}
@@ -118,6 +120,7 @@ def test_the_adversary_sees_raw_images_and_the_policy_comes_after_it():
         ("small/digits", ["data=mnist"], ValueError, "mnist.*digits"),
         ("small/digits", ["model.name=vgg"], ValueError, "vgg.*small-cnn"),
         ("small/digits", ["epochs"], ValueError, "KEY=VALUE"),
+        ("table1/common", [], ValueError, "no \\['data'\\].*no cell"),
     ],
 )
 def test_a_wrong_configuration_says_what_is_known(config, changes, error, words):
@@ -139,14 +142,35 @@ def test_changes_and_lists():
     assert len({c.digest() for c in cells}) == 4
 
 
-def test_digest_does_not_depend_on_what_changes_no_result():
-    digests = {
-        load_cells("small/digits", ["adversary=none", "policy=none", *changes])[
-            0
-        ].digest()
-        for changes in ([], ["paper=90"], ["resumable=true"])
-    }
-    assert len(digests) == 1
+@pytest.mark.parametrize(
+    "changes, same",
+    [
+        (["paper=90"], True),
+        (["resumable=true"], True),
+        (["recoloring.magnitude=0.9"], True),  # of a flow
+        (["randaugment.magnitude=20"], True),  # of another policy
+        (["flow.smoothness=30"], False),
+        (["epochs=3"], False),
+        (["policy=randaugment"], False),
+    ],
+)
+def test_the_digest_is_of_what_changes_the_result(changes, same):
+    plain = ["adversary=flow", "policy=base"]
+    digests = [load_cells("small/digits", plain + x)[0].digest() for x in ([], changes)]
+    assert (digests[0] == digests[1]) == same
+
+
+def test_batches_change_from_epoch_to_epoch():
+    x = np.arange(20)
+    epochs = [
+        [batch.numpy().tolist() for batch, _ in batches]
+        for batches in [train.shuffled(x, x, 8, seed=1)] * 3
+    ]
+    assert [len(batch) for batch in epochs[0]] == [8, 8, 4]
+    assert all(sorted(sum(epoch, [])) == x.tolist() for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
+    again = train.shuffled(x, x, 8, seed=1)
+    assert [batch.numpy().tolist() for batch, _ in again] == epochs[0]
 
 
 @pytest.mark.parametrize("name", datasets.DESCRIPTIONS)
@@ -277,12 +301,17 @@ def test_workers_are_renewed_and_no_job_is_lost(monkeypatch):
     monkeypatch.setattr(train, "_TASKS", 1)
     results = dict(train.run_all([-3, -2, -1], abs, workers=2))
     assert results == {-3: 3, -2: 2, -1: 1}
+    results = []
+    with pytest.raises(TypeError, match="bad operand"):
+        results.extend(train.run_all(["no number", -2, -1], abs, workers=2))
 
 
 def test_table():
     settings = {"protocol": "p", "data": "d", "policy": "base"}
     records = [
         {
+            "cell": adversary,
+            "digest": "one",
             "seed": seed,
             "paper": 95.5,
             "accuracy": {"": accuracy},
@@ -304,6 +333,12 @@ def test_table():
     # Seeds that only one of two rows has do not count.
     rows = table.markdown(records[:-1]).splitlines()
     assert "| flow | base | 1 | 0.8000 | +0.3000 | +0.2000 |" in rows[-1]
+    # What was trained with other settings is another row.
+    rows = table.markdown(
+        [*records[:-1], {**records[-1], "digest": "two"}]
+    ).splitlines()
+    assert "| flow [one] | base | 1 | 0.8000 |" in rows[-2]
+    assert "| flow [two] | base | 1 | 0.7000 |" in rows[-1]
 
 
 def test_search_keeps_its_trials(tmp_path, capsys):
@@ -319,5 +354,9 @@ def test_search_keeps_its_trials(tmp_path, capsys):
     load_cells("table1/cifar10-recoloring-base", best)
     search.main([*arguments, "--trials", "2"])
     assert "2 trials are there, 0 to do" in capsys.readouterr().out
+    # The trials of a smoke test are none of the real search.
+    real = [x for x in arguments if x != "--smoke"]
+    with pytest.raises(ValueError, match="does not exist"):
+        search.main([*real, "--trials", "0"])
     with pytest.raises(ValueError, match="no adversary"):
         search.main(["--config", "table1/cifar10-base", *arguments[2:]])
