@@ -344,31 +344,35 @@ def shuffled(x: np.ndarray, y: np.ndarray, batch_size: int, seed: int) -> Any:
 
 
 def run_all(
-    jobs: list, measure: Callable[[Any], Any], workers: int = 1
+    jobs: list,
+    measure: Callable[[Any], Any],
+    workers: int = 1,
+    tasks: int | None = _TASKS,
 ) -> Iterable[tuple[Any, Any]]:
     """Yields each job and what it measured, as they end, with a progress bar.
 
     Args:
         jobs: arguments of `measure`, one for each call.
         measure: a function of a module, so that another process can call it.
-        workers: processes, each with a core of its own; 1 for this process alone, as
-            on an accelerator.
+        workers: processes; of several, each has a core of its own.
+        tasks: jobs of a process, after which a new one takes its place, since Keras
+            and TensorFlow let go of little; `None` to let this process do them all, if
+            there is but one worker.
     """
     progress = keras.utils.Progbar(len(jobs), unit_name="training")
-    if workers == 1:
+    if workers == 1 and tasks is None:
         for number, job in enumerate(jobs):
             yield job, measure(job)
             progress.update(number + 1)
         return
-    ended = 0
-    for first in range(0, len(jobs), workers * _TASKS):
-        # New processes from time to time: Keras and TensorFlow let go of little.
+    ended, tasks = 0, tasks or _TASKS
+    for first in range(0, len(jobs), workers * tasks):
         with concurrent.futures.ProcessPoolExecutor(
             max_workers=workers,
             mp_context=multiprocessing.get_context("spawn"),  # TensorFlow does not fork
-            initializer=_one_thread,
+            initializer=_one_thread if workers > 1 else None,
         ) as pool:
-            some = jobs[first : first + workers * _TASKS]
+            some = jobs[first : first + workers * tasks]
             running = {pool.submit(measure, job): job for job in some}
             try:
                 for future in concurrent.futures.as_completed(running):
@@ -449,7 +453,9 @@ def main(arguments: list[str] | None = None) -> None:
         verbose=options.verbose if options.workers == 1 and not options.smoke else 0,
         folder=f"{options.results}.state",
     )
-    for _, record in run_all(jobs, measure, options.workers):
+    large = any(cell.resumable for cell in cells)
+    tasks = (5 if options.smoke else 1) if large else None
+    for _, record in run_all(jobs, measure, options.workers, tasks):
         records.append(record)
         if not options.smoke:
             append_record(options.results, record)

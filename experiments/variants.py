@@ -435,7 +435,7 @@ def main(arguments: list[str] | None = None) -> None:
         if (options.only is None or name in options.only)
         and (data, name, seed) not in done
     ]
-    for _, record in run_all(jobs, measure, options.workers):
+    for _, record in run_all(jobs, measure, options.workers, tasks=None):
         records.append(record)
         append_record(options.results, record)
     for data in options.data:
