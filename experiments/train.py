@@ -457,17 +457,15 @@ def main(arguments: list[str] | None = None) -> None:
     tasks = (5 if options.smoke else 1) if large else None
     for _, record in run_all(jobs, measure, options.workers, tasks):
         records.append(record)
-        if not options.smoke:
-            append_record(options.results, record)
-    print()
-    if options.smoke:
-        for record in records:
+        if options.smoke:
             values = [*record["accuracy"].values(), *record["history"].values()]
             if not np.all(np.isfinite(values)):
                 raise ArithmeticError(f"{record['cell']}: not finite in {record}")
-            print(f"{record['cell']}: two steps, {record['seconds']} s")
-    else:
-        print(markdown(records))
+            print(f"\n{record['cell']}: two steps, {record['seconds']} s", flush=True)
+        else:
+            append_record(options.results, record)
+    if not options.smoke:
+        print(f"\n{markdown(records)}")
 
 
 if __name__ == "__main__":
