@@ -29,6 +29,8 @@ def start(kind, path, **environment):
         "PYTHONPATH": os.pathsep.join(paths),
         "KERAS_BACKEND": "tensorflow",
         "CUDA_VISIBLE_DEVICES": "-1",
+        # On some CPUs the oneDNN convolutions of TensorFlow 2.21 fail on no images.
+        "TF_ENABLE_ONEDNN_OPTS": "0",
         **environment,
     }
     command = [sys.executable, str(WORKER), kind, str(path)]
