@@ -12,8 +12,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_structadv.backends import fused
 from keras_structadv.fields import check_images, range_pair
-from keras_structadv.gradients import fused
 from keras_structadv.operators import EdgePreserving
 from keras_structadv.recoloring import (
     check_recoloring_arguments,

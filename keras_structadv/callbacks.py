@@ -1,7 +1,6 @@
 """Adversarial augmentation inside `model.fit`."""
 
 import functools
-import inspect
 import itertools
 import numbers
 import pathlib
@@ -13,15 +12,14 @@ from typing import Any
 import keras
 from keras import backend, ops
 
-from keras_structadv.gradient_store import GradientStore, fingerprint
-from keras_structadv.gradients import (
+from keras_structadv.backends import (
+    framework,
     fused,
-    images_among,
-    is_distributed,
-    replaced,
-    step_with_gradients,
+    has_replicas,
     strategy_scope,
 )
+from keras_structadv.gradient_store import GradientStore, fingerprint
+from keras_structadv.gradients import images_among, without_gradient
 from keras_structadv.layers.base import (
     Augmented,
     Step,
@@ -154,11 +152,6 @@ class AdversarialTraining(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: dict | None = None) -> None:
         """Binds the layer and compiles the augmented train step."""
-        if backend.backend() != "tensorflow":
-            raise NotImplementedError(
-                f"AdversarialTraining does not run on the {backend.backend()} backend "
-                'yet. Set KERAS_BACKEND="tensorflow".'
-            )
         model = self.model
         inside = adversaries_in(model)
         if self.inside:
@@ -191,28 +184,26 @@ class AdversarialTraining(keras.callbacks.Callback):
         if not set(self.layers) <= set(self._extremes):
             with strategy_scope(model):
                 self._make_variables()
-        # The compiled function has the step; the model gets its own back.
-        step = self.augmented(model.train_step)
-        with replaced(model, "train_step", step):
-            model.make_train_function(force=True)
-        augmented_function = model.train_function
+        augmented_function = framework().train_function(
+            model, self.augmented, self._variables, self._look_ahead
+        )
         history = getattr(model, "history", None)  # each `fit` makes a new one
 
-        def train_function(iterator: Any) -> Any:
+        def train_function(*arguments: Any) -> Any:  # the state on JAX, the batches
             if getattr(model, "history", None) is not history:
                 # A later `fit` without this callback, after this one was interrupted.
                 self._leave(fit)
                 model.make_train_function(force=True)
-                return model.train_function(iterator)
-            if self._in_step and not inspect.isgenerator(iterator):
+                return model.train_function(*arguments)
+            if self._in_step and not framework().is_single_batch(arguments[-1]):
                 self._in_step = False
-                return augmented_function(iterator)
+                return augmented_function(*arguments)
             # Not a batch of this `fit`, e.g. `train_on_batch` in another callback.
             if not plain_function:
                 model.make_train_function(force=True)
                 plain_function.append(model.train_function)
                 model.train_function = train_function
-            return plain_function[0](iterator)
+            return plain_function[0](*arguments)
 
         plain_function = []
         train_function.callback = self
@@ -260,7 +251,7 @@ class AdversarialTraining(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         """Saves the store beside the model, and looks whether it is of any use."""
-        if is_distributed(self.model) and logs is not None:
+        if has_replicas(self.model) and logs is not None:
             self._take_means(logs)
         if not self._reuses:
             return
@@ -282,7 +273,7 @@ class AdversarialTraining(keras.callbacks.Callback):
 
     def on_test_begin(self, logs: dict | None = None) -> None:
         """Keeps the results of the training, before validation has its own."""
-        if self._fit is not None and is_distributed(self.model):
+        if self._fit is not None and has_replicas(self.model):
             self._results = self.model.get_metrics_result()
 
     def on_train_end(self, logs: dict | None = None) -> None:
@@ -330,7 +321,7 @@ class AdversarialTraining(keras.callbacks.Callback):
     def _prepare_store(self) -> None:
         """Fits the store to the model that is going to be trained."""
         model = self.model
-        if is_distributed(model):
+        if has_replicas(model):
             raise NotImplementedError(
                 "Gradients cannot be reused under a distribution strategy yet. Pass "
                 'gradient="fresh".'
@@ -364,25 +355,46 @@ class AdversarialTraining(keras.callbacks.Callback):
             x, labels, sample_weight, extra = self._unpack(data)
             self._check_inputs(x, extra)
             if self.inside:
-                rows = functools.partial(_rows_of, x)
+                # Where a step is a function of the weights, what is in it can neither
+                # write variables that are not the model's nor hand out what has a
+                # gradient.
+                notes = []
+
+                def noting(note: Callable) -> Callable:
+                    def call(layer: StructuredAdversary, seen: Any) -> None:
+                        seen = keras.tree.map_structure(
+                            lambda x: None if x is None else ops.stop_gradient(x), seen
+                        )
+                        notes.append((note, layer, seen))
+
+                    return call
+
                 step = Step(
-                    self.model, rows, labels, self._strength, self._look_at, self._count
+                    self.model,
+                    functools.partial(_rows_of, x),
+                    labels,
+                    self._strength,
+                    noting(self._look_at),
+                    noting(self._count),
                 )
                 with during_step(step):
-                    return with_means(train_step(data))
+                    logs = train_step(data)
+                for note, *noted in notes:
+                    note(*noted)
+                return with_means(logs)
             images, pack = images_among(x)
             self._check_images(images, extra)
 
-            def plain_step(images: Any, labels: Any, sample_weight: Any) -> Any:
+            def packed(images: Any, labels: Any, sample_weight: Any) -> Any:
                 images = ops.cast(images, self.layers[0].compute_dtype)
-                packed = keras.utils.pack_x_y_sample_weight(
+                return keras.utils.pack_x_y_sample_weight(
                     pack(images), labels, sample_weight
                 )
-                return train_step(packed)
 
             beside = (labels, sample_weight)
             if self._reuses:
-                return with_means(self._reusing_step(plain_step, images, beside, extra))
+                logs = self._reusing_step(train_step, packed, images, beside, extra)
+                return with_means(logs)
             for layer in self.layers:
                 self._look_at(layer, images)
                 if layer.rate > 0:
@@ -396,7 +408,7 @@ class AdversarialTraining(keras.callbacks.Callback):
                     self._count(layer, augmented)
                     beside = _moved(layer, augmented, beside, images)
                     images = augmented.images
-            return with_means(plain_step(images, *beside))
+            return with_means(train_step(packed(images, *beside)))
 
         def with_means(logs: Any) -> Any:
             if isinstance(logs, dict):
@@ -405,6 +417,19 @@ class AdversarialTraining(keras.callbacks.Callback):
             return logs
 
         return augmented_step
+
+    def _variables(self) -> list[keras.Variable]:
+        """Returns what the augmented step reads and writes, beside the model's own."""
+        metrics = [*self._metrics.values(), *itertools.chain(*self._extremes.values())]
+        owners = [*metrics, *(() if self.inside else self.layers)]
+        variables = [variable for owner in owners for variable in owner.variables]
+        store = self._store.variables if self._reuses else []
+        return [self._strength, *variables, *store]
+
+    def _look_ahead(self, data: Any) -> None:
+        """Makes the table of a store for the images of the first batch."""
+        if self._reuses:
+            self._build_store(images_among(self._unpack(data)[0])[0])
 
     def _unpack(self, data: Any) -> tuple[Any, Any, Any, dict]:
         """Returns inputs, labels, sample weights, and what is no input of the model."""
@@ -489,7 +514,8 @@ class AdversarialTraining(keras.callbacks.Callback):
 
     def _reusing_step(
         self,
-        plain_step: Callable[[Any, Any, Any], Any],
+        train_step: Callable[[Any], Any],
+        packed: Callable[[Any, Any, Any], Any],
         images: Any,
         beside: tuple[Any, Any],
         extra: dict,
@@ -542,9 +568,11 @@ class AdversarialTraining(keras.callbacks.Callback):
         for layer, augmented in zip(self.layers, done):
             beside = _moved(layer, augmented, beside, images)
         stages = [images, *(augmented.images for augmented in done)]
-        logs, gradients = step_with_gradients(
-            self.model, lambda images: plain_step(images, *beside), stages[-1]
+        logs, gradients = framework().step_with_gradients(
+            self.model, train_step, lambda x: packed(x, *beside), stages[-1]
         )
+        if gradients is None:
+            gradients = without_gradient(self.model, stages[-1])
         rises = fused(keep)(keys, stages, gradients)
         self._metrics["gradient_hit_rate"].update_state(found)
         for layer, augmented, rise in zip(self.layers, done, rises):

@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 from keras import ops
 
+from keras_structadv.backends import full_precision
+
 
 @functools.lru_cache(maxsize=32)
 def dct_matrix(size: int) -> np.ndarray:
@@ -57,7 +59,7 @@ def dct2(planes: Any) -> Any:
         The coefficients, same shape.
     """
     height, width = planes.shape[-2:]
-    return ops.matmul(ops.matmul(dct_matrix(height), planes), dct_matrix(width).T)
+    return _product(dct_matrix(height), planes, dct_matrix(width).T)
 
 
 def idct2(coefficients: Any) -> Any:
@@ -70,7 +72,7 @@ def idct2(coefficients: Any) -> Any:
         The planes, same shape.
     """
     height, width = coefficients.shape[-2:]
-    return ops.matmul(ops.matmul(dct_matrix(height).T, coefficients), dct_matrix(width))
+    return _product(dct_matrix(height).T, coefficients, dct_matrix(width))
 
 
 def low_dct2(planes: Any, size: int) -> Any:
@@ -84,8 +86,8 @@ def low_dct2(planes: Any, size: int) -> Any:
         float32, (..., min(k, height), min(k, width)).
     """
     height, width = planes.shape[-2:]
-    right = ops.matmul(planes, dct_matrix(width)[:size].T)
-    return ops.matmul(dct_matrix(height)[:size], right)
+    left, right = dct_matrix(height)[:size], dct_matrix(width)[:size].T
+    return _product(left, planes, right)
 
 
 def low_idct2(coefficients: Any, shape: tuple[int, int]) -> Any:
@@ -99,8 +101,8 @@ def low_idct2(coefficients: Any, shape: tuple[int, int]) -> Any:
         float32, (..., height, width).
     """
     (height, width), (rows, columns) = shape, coefficients.shape[-2:]
-    right = ops.matmul(coefficients, dct_matrix(width)[:columns])
-    return ops.matmul(dct_matrix(height)[:rows].T, right)
+    left, right = dct_matrix(height)[:rows].T, dct_matrix(width)[:columns]
+    return _product(left, coefficients, right)
 
 
 def solve_screened_poisson(rhs: Any, smoothness: float) -> Any:
@@ -118,7 +120,12 @@ def solve_screened_poisson(rhs: Any, smoothness: float) -> Any:
     Reference: Luo, Mobahi, Bengio (2020), eq. 15.
     """
     eigenvalues = 1.0 + smoothness * laplacian_eigenvalues(*rhs.shape[-2:])
-    return idct2(dct2(rhs) / eigenvalues)
+    return idct2(ops.divide(dct2(rhs), eigenvalues))
+
+
+@full_precision
+def _product(left: Any, planes: Any, right: Any) -> Any:
+    return ops.matmul(left, ops.matmul(planes, right))
 
 
 def _constant(array: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 from keras import backend, ops
 
-from keras_structadv.gradients import bits, read_rows, write_rows
+from keras_structadv.backends import framework
 
 _WAYS = 4
 
@@ -106,6 +106,11 @@ class GradientStore:
             name="codes",
         )
 
+    @property
+    def variables(self) -> list[keras.Variable]:
+        """The table."""
+        return [self._keys, self._codes] if self.built else []
+
     def clear(self) -> None:
         """Empties the table."""
         if self.built:
@@ -124,7 +129,7 @@ class GradientStore:
         places, match = self._lookup(keys)
         found = ops.any(match, axis=1)
         place = ops.sum(ops.where(match, places, 0), axis=1)
-        codes = ops.cast(read_rows(self._codes, place), "float32")
+        codes = ops.cast(framework().read_rows(self._codes, place), "float32")
         return ops.where(found[:, None], codes, 0.0), found
 
     def write(self, keys: Any, codes: Any) -> None:
@@ -135,7 +140,7 @@ class GradientStore:
             codes: float32, (batch, length), in [-1, 1].
         """
         places, match = self._lookup(keys)
-        empty = read_rows(self._keys, ops.reshape(places, (-1,)))[:, 0] < 0
+        empty = framework().read_rows(self._keys, ops.reshape(places, (-1,)))[:, 0] < 0
         empty = ops.reshape(empty, ops.shape(places))
         # The image's own place; else an empty one; else the one that its key names,
         # which is also the empty one to try first, so that new images spread.
@@ -156,9 +161,9 @@ class GradientStore:
         later = (place[:, None] == place[None, :]) & (number[:, None] < number[None, :])
         place = ops.where(ops.any(later, axis=1), self.capacity, place)
         dropped = (place == self.capacity)[:, None]
-        write_rows(self._keys, place, ops.where(dropped, -1.0, keys))
+        framework().write_rows(self._keys, place, ops.where(dropped, -1.0, keys))
         codes = ops.cast(ops.where(dropped, 0.0, codes), "float16")
-        write_rows(self._codes, place, codes)
+        framework().write_rows(self._codes, place, codes)
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes the table to an `.npz` file, whole or not at all."""
@@ -198,7 +203,7 @@ class GradientStore:
         one, two = ops.cast(keys[:, 0], "int32"), ops.cast(keys[:, 2], "int32")
         first = ops.mod(one * 65536 + two, sets) * _WAYS
         places = first[:, None] + ops.arange(_WAYS, dtype="int32")[None, :]
-        held = read_rows(self._keys, ops.reshape(places, (-1,)))
+        held = framework().read_rows(self._keys, ops.reshape(places, (-1,)))
         held = ops.reshape(held, (-1, _WAYS, 4))
         return places, ops.all(held == keys[:, None, :], axis=-1)
 
@@ -218,7 +223,7 @@ def fingerprint(images: Any) -> Any:
     """
     dtype = backend.standardize_dtype(images.dtype)
     if backend.is_float_dtype(dtype):
-        images = bits(ops.cast(images, "float32") + 0.0)  # -0.0 is 0.0
+        images = framework().bits(ops.cast(images, "float32") + 0.0)  # -0.0 is 0.0
         # The lower bits of round numbers are all zero, and a sum modulo 2**32 never
         # moves anything down.
         upper = ops.bitwise_and(ops.right_shift(images, 16), 0xFFFF)
@@ -231,7 +236,7 @@ def fingerprint(images: Any) -> Any:
         size *= 2
     parts = []
     for weights in _weights(size):
-        total = ops.sum(values * weights, axis=1)
+        total = ops.sum(ops.multiply(values, weights), axis=1)
         parts += [
             ops.bitwise_and(ops.right_shift(total, 16), 0xFFFF),
             ops.bitwise_and(total, 0xFFFF),

@@ -1,18 +1,9 @@
-"""Gradients of a model's loss with respect to its input images.
+"""Gradients of a model's loss with respect to its input images."""
 
-The only module that depends on the backend. What a backend has to provide is one
-entry of `_BACKENDS`, a function `(objective, images) -> gradients, extra` for an
-objective that returns `scalar, extra`, with `None` for gradients where the scalar does
-not depend on the images; and, to reuse the gradients of training, what
-`step_with_gradients`, `read_rows`, `write_rows` and `bits` do.
-"""
-
-import contextlib
 import inspect
 import math
-import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent import futures
 from typing import Any
 
@@ -20,6 +11,7 @@ import keras
 import numpy as np
 from keras import backend, ops
 
+from keras_structadv.backends import current_values, framework
 from keras_structadv.losses import (
     TARGETS,
     as_labels,
@@ -74,11 +66,6 @@ def per_image_gradients(
 
     Reference: Luo, Mobahi, Bengio (2020), Algorithm 1, line 4, and section 6.3.
     """
-    if backend.backend() not in _BACKENDS:
-        raise NotImplementedError(
-            f"Gradients are not available on the {backend.backend()} backend yet. Set "
-            'KERAS_BACKEND to one of: "' + '", "'.join(_BACKENDS) + '".'
-        )
     images, pack = images_among(images)
     if not model.built and pack(images) is images:
         model.build(images.shape)
@@ -186,189 +173,17 @@ def gradients_of(
             aim = ops.where(true == ignored, true, aim)
         return -weight * loss(aim, predictions)
 
-    gradients, size = _BACKENDS[backend.backend()](
+    gradients, size = framework().gradients(
         objective, ops.stop_gradient(ops.cast(images, "float32"))
     )
     if gradients is None:
-        return _without_gradient(model, images)
+        return without_gradient(model, images)
     size = ops.reshape(size / _LOSS_SIZE, (-1,) + (1,) * (len(images.shape) - 1))
     return ops.stop_gradient(gradients * size)
 
 
-def step_with_gradients(
-    model: keras.Model, train_step: Callable[[Any], Any], images: Any
-) -> tuple[Any, Any]:
-    """Runs a train step, and returns its gradient by the images as well.
-
-    The tape here lies around that of the step. Its backward pass is the one that the
-    step makes for the weights, but for the first layer; graph compilers merge the two.
-
-    Args:
-        model: the model whose step it is.
-        train_step: runs the step on the images.
-        images: float, (batch, ...), what the model is trained on.
-
-    Returns:
-        `(logs, gradients)`: what the step returned; float32, the shape of `images`,
-        the gradient of the loss of the batch, with its sample weights, times the number
-        of images: that of each image, if the loss is a mean over the batch.
-
-    Raises:
-        ValueError: if the step does not call `model.compute_loss` once.
-    """
-    import tensorflow as tf
-
-    losses = []
-    compute_loss = model.compute_loss
-
-    def recording(*args: Any, **kwargs: Any) -> Any:
-        losses.append(compute_loss(*args, **kwargs))
-        return losses[-1]
-
-    with tf.GradientTape(watch_accessed_variables=False) as tape:
-        tape.watch(images)
-        with replaced(model, "compute_loss", recording):
-            logs = train_step(images)
-        if len(losses) != 1:
-            raise ValueError(
-                f"The train step of model {model.name!r} called `compute_loss` "
-                f"{len(losses)} times. Its gradients can be reused only where it calls "
-                'it once: call it in your `train_step`, or pass gradient="fresh".'
-            )
-        # As the step does it, so that float16 does not lose small gradients, and that
-        # the two backward passes are the same.
-        loss = model.optimizer.scale_loss(losses[0])
-    gradients = tape.gradient(loss, images)
-    if gradients is None:
-        return logs, _without_gradient(model, images)
-    scale = model.optimizer.scale_loss(1.0) / ops.cast(ops.shape(images)[0], "float32")
-    return logs, ops.cast(gradients, "float32") / scale
-
-
-def is_distributed(model: keras.Model) -> bool:
-    """Returns whether a model is trained under a distribution strategy."""
-    strategy = getattr(model, "distribute_strategy", None)
-    return type(strategy).__name__ != "_DefaultDistributionStrategy"
-
-
-def strategy_scope(model: keras.Model) -> contextlib.AbstractContextManager:
-    """Returns the scope in which variables for the train step of a model are made."""
-    strategy = getattr(model, "distribute_strategy", None)
-    return contextlib.nullcontext() if strategy is None else strategy.scope()
-
-
-def bits(x: Any) -> Any:
-    """Returns the bits of a float32 array as int32, in its shape."""
-    import tensorflow as tf
-
-    return tf.bitcast(x, tf.int32)
-
-
-def read_rows(table: keras.Variable, rows: Any) -> Any:
-    """Returns rows of a table, without copying the table.
-
-    Args:
-        table: (size, ...).
-        rows: int32, (count,).
-
-    Returns:
-        (count, ...), of the dtype of the table.
-    """
-    return table.value.sparse_read(rows)
-
-
-def write_rows(table: keras.Variable, rows: Any, values: Any) -> None:
-    """Writes rows of a table in place, without copying the table.
-
-    Args:
-        table: (size, ...).
-        rows: int32, (count,); where two are equal, either value is written.
-        values: (count, ...), of the dtype of the table.
-    """
-    import tensorflow as tf
-
-    table.value.scatter_update(tf.IndexedSlices(values, rows))
-
-
-def fused(function: Callable, in_eager: bool = False) -> Callable:
-    """Returns a function of arrays as one kernel of XLA, also in a step without it.
-
-    The many small operations on a batch of images around a solve take two to three
-    times as long one by one. In eager execution they stay so, for debugging.
-
-    Args:
-        function: from arrays to arrays.
-        in_eager: whether to compile it also where every operation runs by itself.
-
-    Returns:
-        The compiled function, or `function` itself where that is not wanted.
-    """
-    # Metal devices do not have XLA.
-    if backend.backend() != "tensorflow" or sys.platform == "darwin":
-        return function
-    import tensorflow as tf
-
-    compiled = tf.function(function, jit_compile=True, autograph=False)
-
-    def call(*arguments: Any) -> Any:
-        plain = tf.executing_eagerly() and not in_eager
-        return (function if plain else compiled)(*arguments)
-
-    return call
-
-
-def visible(x: Any) -> np.ndarray | None:
-    """Returns an array of the backend as one of NumPy, `None` while tracing a graph."""
-    if backend.backend() == "tensorflow":
-        import tensorflow as tf
-
-        if not tf.executing_eagerly():
-            return None
-    if backend.backend() == "jax":
-        import jax
-
-        if isinstance(x, jax.core.Tracer):
-            return None
-    return ops.convert_to_numpy(x)
-
-
-def infers_shapes() -> bool:
-    """Returns whether Keras runs a call only to learn the shapes of its outputs.
-
-    It does so for layers made of others that do not tell their output shape.
-    """
-    if backend.backend() != "tensorflow":
-        return False
-    import tensorflow as tf
-
-    if tf.executing_eagerly():
-        return False
-    return getattr(tf.compat.v1.get_default_graph(), "name", "").startswith("scratch_")
-
-
-def is_nested_call() -> bool:
-    """Returns whether a layer's `call`, in which this is asked, is inside another's."""
-    if backend.backend() != "tensorflow":
-        return False
-    import tensorflow as tf
-
-    return "/" in tf.get_current_name_scope()  # of which each layer has one
-
-
-@contextlib.contextmanager
-def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Sets an attribute of an instance, and afterwards gives it its own back."""
-    own = vars(owner).get(name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        delattr(owner, name)
-        if own is not None:
-            setattr(owner, name, own)
-
-
-def _without_gradient(model: keras.Model, images: Any) -> Any:
+def without_gradient(model: keras.Model, images: Any) -> Any:
+    """Returns a gradient of zero, and warns that the loss is blind to the images."""
     warnings.warn(
         f"The loss of model {model.name!r} does not depend on the images, so that "
         "their gradient is zero. An integer input (`dtype='uint8'`) is the usual "
@@ -401,7 +216,8 @@ class Inference(keras.layers.Layer):
         # Not `model(inputs)`: where this happens inside a call of the model itself, its
         # end would be taken for the end of that call.
         self._call_model = lambda inputs: model.call(inputs, **mode)
-        self._values = lambda: values
+        # Where the model is called as a function of its weights, those are the weights.
+        self._values = lambda: values or current_values(model.variables)
         self._set_mode = _InMode()
         self.built = True
 
@@ -502,17 +318,3 @@ class WeightSnapshot:
             part = value.reshape(-1).view(np.uint8)
             parts += [part, np.zeros(-len(part) % _ALIGNED, np.uint8)]
         return np.concatenate(parts) if parts else np.zeros(0, np.uint8)
-
-
-def _tensorflow_gradients(
-    objective: Callable[[Any], tuple[Any, Any]], images: Any
-) -> tuple[Any, Any]:
-    import tensorflow as tf
-
-    with tf.GradientTape(watch_accessed_variables=False) as tape:
-        tape.watch(images)
-        value, extra = objective(images)
-    return tape.gradient(value, images), extra
-
-
-_BACKENDS = {"tensorflow": _tensorflow_gradients}

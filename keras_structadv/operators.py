@@ -155,7 +155,7 @@ class EdgePreserving:
         # The last pixel of a line has no neighbour to be tied to.
         rows, columns = np.ones((2, self.height, self.width, 1, 1), "float32")
         rows[-1], columns[:, -1] = 0, 0
-        self.ties = (tie * rows, tie * columns)
+        self.ties = (ops.multiply(tie, rows), ops.multiply(tie, columns))
 
     @property
     def size(self) -> int:

@@ -6,6 +6,7 @@ from typing import Any
 
 from keras import ops
 
+from keras_structadv.backends import full_precision
 from keras_structadv.dct import low_dct2, low_idct2
 from keras_structadv.fields import (
     check_images,
@@ -120,6 +121,7 @@ def recoloring_basis(operator: EdgePreserving, rank: int) -> Any:
     return vectors / ops.sqrt(values)[:, None, None, None, :]
 
 
+@full_precision
 def project(gradients: Any, basis: Any) -> Any:
     """Returns `basis @ basisᵀ @ gradient` for each image.
 

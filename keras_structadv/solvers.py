@@ -9,6 +9,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_structadv.backends import full_precision
 from keras_structadv.dct import (
     dct_matrix,
     laplacian_eigenvalues,
@@ -152,7 +153,8 @@ def edge_preserving_preconditioner(operator: EdgePreserving) -> Callable[[Any], 
     rows, columns = -(-height // 2), -(-width // 2)
     down, right = dct_matrix(height)[:rows], dct_matrix(width)[:columns]
     eigenvalues = laplacian_eigenvalues(height, width)[:rows, :columns, None, None]
-    coarse = 1 / (operator.damping + operator.mean_weight() * eigenvalues)
+    coarse = ops.multiply(operator.mean_weight(), eigenvalues)
+    coarse = 1 / (operator.damping + coarse)
     fine = 1 / operator.diagonal()
 
     def apply(residual: Any) -> Any:
@@ -167,6 +169,7 @@ def edge_preserving_preconditioner(operator: EdgePreserving) -> Callable[[Any], 
     return apply
 
 
+@full_precision
 def solve_edge_preserving(
     operator: EdgePreserving, rhs: Any, *, rtol: float = 0.1, max_iterations: int = 50
 ) -> tuple[Any, SolveInfo]:
@@ -192,6 +195,7 @@ def solve_edge_preserving(
     return ops.transpose(solution, (3, 0, 1, 2)), info
 
 
+@full_precision
 def smallest_eigenpairs(
     operator: EdgePreserving,
     rank: int,
@@ -268,7 +272,7 @@ def smallest_eigenpairs(
     empty = ops.cast(ops.einsum("nbp,nbp->bp", basis, basis) < 0.5, "float32")
     trace = ops.trace(projected, axis1=1, axis2=2)[:, None, None]
     identity = np.eye(basis.shape[-1], dtype="float32")
-    projected = projected + trace * empty[:, None, :] * identity
+    projected = projected + ops.multiply(trace * empty[:, None, :], identity)
     values, small = ops.eigh(projected)
     vectors = ops.einsum("nbp,bpq->bnq", basis, small[:, :, :rank])
     return values[:, :rank] + surplus, ops.reshape(vectors, (-1, *shape[:3], rank))
@@ -343,6 +347,7 @@ def solve_sparse(operator: ScreenedPoisson, rhs: Any) -> Any:
     return ops.reshape(solution, (-1, operator.height, operator.width))
 
 
+@full_precision
 def solve_dense(operator: ScreenedPoisson, rhs: Any) -> Any:
     """Returns the solution with the explicit inverse, as the paper's Algorithm 1.
 

@@ -113,10 +113,13 @@ def move_boxes(boxes: Any, flow: Any) -> Any:
     boxes = ops.cast(boxes, "float32") - 0.5  # as points are counted, by centres
     left, top, right, bottom = (boxes[..., i : i + 1] for i in range(4))
     along = np.linspace(0, 1, _SIDE, dtype="float32")
-    x, y = left + (right - left) * along, top + (bottom - top) * along
-    whole = np.ones(_SIDE, "float32")
-    xs = ops.concatenate([x, x, left * whole, right * whole], axis=-1)
-    ys = ops.concatenate([top * whole, bottom * whole, y, y], axis=-1)
+    x = left + ops.multiply(right - left, along)
+    y = top + ops.multiply(bottom - top, along)
+    left, top, right, bottom = (
+        ops.broadcast_to(z, ops.shape(x)) for z in (left, top, right, bottom)
+    )
+    xs = ops.concatenate([x, x, left, right], axis=-1)
+    ys = ops.concatenate([top, bottom, y, y], axis=-1)
     outline = ops.stack([xs, ys], axis=-1)
     batch, count = ops.shape(boxes)[:2]
     points = ops.reshape(outline, (batch, count * 4 * _SIDE, 2))

@@ -66,8 +66,8 @@ COMMON = {
 }
 # Each stage imports only from the stages before it.
 STAGES = [
-    {"differences", "dct", "warp", "losses", "datasets"},
-    {"operators", "gradients"},
+    {"backends", "differences", "losses", "datasets"},
+    {"dct", "warp", "operators", "gradients"},
     {"solvers", "gradient_store"},
     {"fields"},
     {"flow", "recoloring"},

@@ -5,7 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_structadv.gradients import fused
+from keras_structadv.backends import fused
 from keras_structadv.layers.base import StructuredAdversary
 from keras_structadv.recoloring import (
     adversarial_recoloring,

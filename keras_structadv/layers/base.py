@@ -14,15 +14,13 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_structadv.backends import check_native, framework, infers_shapes
 from keras_structadv.fields import range_pair
 from keras_structadv.gradients import (
     Inference,
     WeightSnapshot,
     gradients_of,
     images_among,
-    infers_shapes,
-    is_nested_call,
-    visible,
 )
 from keras_structadv.losses import TARGETS, check_length, random_wrong
 
@@ -346,8 +344,9 @@ class StructuredAdversary(keras.layers.Layer):
         current, field, gain = originals, None, 0.0
         for _ in range(self.steps):
             gradients = self.gradient(forward, current, labels, targets)
+            # To the layers before this one in a model, the field is a constant.
             step = self.make_field(
-                self._channels_last(current),
+                self._channels_last(ops.stop_gradient(current)),
                 self._channels_last(gradients),
                 drawn,
                 **extra,
@@ -465,6 +464,8 @@ class StructuredAdversary(keras.layers.Layer):
 
     def __call__(self, images: Any, *args: Any, **kwargs: Any) -> Any:
         """Returns what `call` returns; keys that it does not know are not touched."""
+        for x in keras.tree.flatten((images, args, kwargs)):
+            check_native(x)
         images, *args = (_as_array(x) for x in (images, *args))
         kwargs = {k: x if k == "training" else _as_array(x) for k, x in kwargs.items()}
         if not isinstance(images, dict):
@@ -607,7 +608,7 @@ class StructuredAdversary(keras.layers.Layer):
         in_step = step is not None and step.model is self.binding.model
         if training is None:
             ours = self.binding.model is not None and not self.binding.inside
-            training = in_step or ours or not is_nested_call()
+            training = in_step or ours or not framework().is_nested_call(self)
         if not training or self.rate == 0 or infers_shapes():
             return {"images": ops.cast(images, self.compute_dtype)}
         single = len(images.shape) == 3
@@ -629,7 +630,11 @@ class StructuredAdversary(keras.layers.Layer):
             labels = step.labels if labels is None else labels
             self._check_labels_outside(step.labels, images)
             step.look_at(self, images)
-        elif self.checks_values and (seen := visible(images)) is not None and seen.size:
+        elif (
+            self.checks_values
+            and (seen := framework().visible(images)) is not None
+            and seen.size
+        ):
             self.check_values(float(seen.min()), float(seen.max()))
         augmented = self.augment(images, labels, targets, strength, extra, pack)
         if in_step:
