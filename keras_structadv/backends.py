@@ -404,15 +404,11 @@ class PyTorch(Framework):
         look_at: Callable[[Any], None],
     ) -> Callable:
         """See `Framework`."""
-        step = augmented(model.train_step)
+        # Where it is compiled, it is the plain step that is.
         model.make_train_function(force=True)
-        function = model.train_function  # which looks the step up when it is called
-
-        def train_function(batches: Any) -> Any:
-            with replaced(model, "train_step", step):
-                return function(batches)
-
-        return train_function
+        plain = model.train_function
+        step = augmented(lambda data: plain([data]))
+        return lambda batches: step(batches[0])
 
     def step_with_gradients(
         self,
@@ -426,7 +422,8 @@ class PyTorch(Framework):
         for variable in model.trainable_variables:
             variable.value.grad = None
         scale = model.optimizer.scale_loss(1.0)
-        logs = train_step(pack(images))
+        # Not the compiled step: PyTorch's compiler fails where an input has a gradient.
+        logs = model.train_step(pack(images))
         if all(x.value.grad is None for x in model.trainable_variables):
             _check_calls(model, "loss.backward", 0)
         return logs, _of_each_image(images.grad, scale, images)
@@ -545,8 +542,8 @@ def current_values(variables: Iterable[keras.Variable]) -> list[tuple]:
 
 def check_native(x: Any) -> None:
     """Raises an error for a tensor of `tf.data` on another backend than TensorFlow."""
-    origin = type(x).__module__.split(".")[0]
-    if origin == "tensorflow" and backend.backend() != "tensorflow":
+    symbolic = type(x).__module__.startswith("tensorflow.") and not hasattr(x, "numpy")
+    if symbolic and backend.backend() != "tensorflow":
         raise ValueError(
             f"Received a TensorFlow tensor ({type(x).__name__}) on the "
             f"{backend.backend()} backend. A `tf.data` map computes with TensorFlow, "

@@ -7,7 +7,7 @@ import pathlib
 import warnings
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 from keras import backend, ops
@@ -29,6 +29,17 @@ from keras_structadv.layers.base import (
 )
 
 _FEW_HITS = 0.01
+
+
+class _Fit(NamedTuple):
+    """A `fit` that is going on.
+
+    The step takes the model from here: on JAX, where the weights of `self.model` of a
+    callback are asked for, the training is held up to give it those of that time.
+    """
+
+    model: keras.Model
+    bindings: list[tuple]
 
 
 class AdversarialTraining(keras.callbacks.Callback):
@@ -177,7 +188,7 @@ class AdversarialTraining(keras.callbacks.Callback):
             old = layer.binding
             layer.bind(model, old.loss if old.model is model else None)
             bindings.append((layer, old, layer.binding))
-        self._fit = fit = (model, bindings)
+        self._fit = fit = _Fit(model, bindings)
         self._epochs = 0
         if self._reuses:
             self._prepare_store()
@@ -282,16 +293,15 @@ class AdversarialTraining(keras.callbacks.Callback):
         if self._reuses and self._backup and self._store.delete_checkpoint:
             self._backup.unlink(missing_ok=True)
 
-    def _leave(self, fit: Any) -> None:
+    def _leave(self, fit: _Fit | None) -> None:
         """Leaves the model and the layers of a `fit` as they were."""
         if fit is None:
             return
         self._in_step = False
         if self._fit is fit:
             self._fit = None
-        model, bindings = fit
-        model.train_function = None
-        for layer, old, ours in bindings:
+        fit.model.train_function = None
+        for layer, old, ours in fit.bindings:
             if layer.binding is ours:  # and not bound anew since
                 layer.binding = old
 
@@ -370,7 +380,7 @@ class AdversarialTraining(keras.callbacks.Callback):
                     return call
 
                 step = Step(
-                    self.model,
+                    self._fit.model,
                     functools.partial(_rows_of, x),
                     labels,
                     self._strength,
@@ -436,7 +446,7 @@ class AdversarialTraining(keras.callbacks.Callback):
         x, labels, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         extra = {}
         if isinstance(x, dict) and "images" in x:
-            taken = getattr(self.model, "input", None)
+            taken = getattr(self._fit.model, "input", None)
             taken = set(taken) if isinstance(taken, dict) else {"images"}
             known = {"ids"}.union(*(layer.extra_keys for layer in self.layers)) - taken
             extra = {key: value for key, value in x.items() if key in known}
@@ -447,7 +457,7 @@ class AdversarialTraining(keras.callbacks.Callback):
 
     def _check_inputs(self, x: Any, extra: dict) -> None:
         """Raises an error for inputs that the model does not take."""
-        inputs = getattr(self.model, "inputs", None)
+        inputs = getattr(self._fit.model, "inputs", None)
         if inputs is not None and len(inputs) != len(keras.tree.flatten(x)):
             names = list(x) if isinstance(x, dict) else len(keras.tree.flatten(x))
             raise ValueError(
@@ -569,10 +579,10 @@ class AdversarialTraining(keras.callbacks.Callback):
             beside = _moved(layer, augmented, beside, images)
         stages = [images, *(augmented.images for augmented in done)]
         logs, gradients = framework().step_with_gradients(
-            self.model, train_step, lambda x: packed(x, *beside), stages[-1]
+            self._fit.model, train_step, lambda x: packed(x, *beside), stages[-1]
         )
         if gradients is None:
-            gradients = without_gradient(self.model, stages[-1])
+            gradients = without_gradient(self._fit.model, stages[-1])
         rises = fused(keep)(keys, stages, gradients)
         self._metrics["gradient_hit_rate"].update_state(found)
         for layer, augmented, rise in zip(self.layers, done, rises):

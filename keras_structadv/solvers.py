@@ -5,7 +5,6 @@ import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
-import keras
 import numpy as np
 from keras import ops
 
@@ -257,8 +256,8 @@ def smallest_eigenpairs(
         )[0]
 
     batch = ops.shape(wide.ties[0])[-1] // width
-    start = keras.random.normal((operator.size, 1, width), seed=0)
-    start = ops.broadcast_to(start, (operator.size, batch, width))
+    start = np.random.default_rng(0).normal(size=(operator.size, 1, width))
+    start = ops.broadcast_to(start.astype("float32"), (operator.size, batch, width))
     basis = _orthonormal(product(precondition, start))
     images = [product(wide.matvec, basis)]
     newest = basis

@@ -83,7 +83,7 @@ def move_points(points: Any, flow: Any) -> Any:
     flow = ops.convert_to_tensor(flow, "float32")
 
     def moved(place: Any) -> Any:
-        return points + _sample(flow, place[..., 1], place[..., 0])[..., ::-1]
+        return points + ops.flip(_sample(flow, place[..., 1], place[..., 0]), axis=-1)
 
     best = place = moved(points)
     least = np.inf
