@@ -16,8 +16,13 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 demo: .venv/installed
 	$(BIN)/python -m benchmarks.demo --picture demo.png
 
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+
+# Everything on TensorFlow; numerics and layers on JAX, and on PyTorch where it is there.
 test: .venv/installed
-	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+	$(PYTEST)
+	KERAS_BACKEND=jax $(PYTEST)
+	if $(BIN)/python -c 'import torch' 2> /dev/null; then KERAS_BACKEND=torch $(PYTEST); fi
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -143,7 +143,9 @@ class Framework:
 
     def is_nested_call(self, layer: keras.layers.Layer) -> bool:
         """Returns whether a layer's `call`, from which this is asked, is in another."""
-        return layer._get_call_context().entry_layer is not layer
+        # A `stateless_call` calls what is in the layer as if it were by itself.
+        nested = layer._get_call_context().entry_layer is not layer
+        return nested or _stateless_scope() is not None
 
 
 class TensorFlow(Framework):
@@ -526,14 +528,18 @@ def infers_shapes() -> bool:
         return scope.original_scope is not None
 
 
+def _stateless_scope() -> keras.StatelessScope | None:
+    with keras.StatelessScope(initialize_variables=False) as scope:
+        return scope.original_scope
+
+
 def current_values(variables: Iterable[keras.Variable]) -> list[tuple]:
     """Returns variables with the values that they have in a stateless scope around.
 
     Variables to which that scope gives no value are left out, as constants are not
     needed for them; no gradient flows to the values.
     """
-    with keras.StatelessScope(initialize_variables=False) as scope:
-        outer = scope.original_scope
+    outer = _stateless_scope()
     if outer is None:
         return []
     values = [(variable, outer.get_current_value(variable)) for variable in variables]

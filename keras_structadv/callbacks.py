@@ -383,7 +383,7 @@ class AdversarialTraining(keras.callbacks.Callback):
                     self._fit.model,
                     functools.partial(_rows_of, x),
                     labels,
-                    self._strength,
+                    ops.convert_to_tensor(self._strength),  # that of this very step
                     noting(self._look_at),
                     noting(self._count),
                 )

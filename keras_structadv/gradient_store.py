@@ -114,7 +114,7 @@ class GradientStore:
     def clear(self) -> None:
         """Empties the table."""
         if self.built:
-            self._keys.assign(ops.full_like(self._keys, -1.0))
+            self._keys.assign(ops.full(self._keys.shape, -1.0))
 
     def read(self, keys: Any) -> tuple[Any, Any]:
         """Returns `(codes, found)` for the keys of a batch.

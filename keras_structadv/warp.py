@@ -135,7 +135,8 @@ def _sample(images: Any, y: Any, x: Any, interpolation: str = "bilinear") -> Any
     """Returns the images at coordinates, (batch, ..., channels), clamped to them."""
     height, width, channels = images.shape[1:]
     row = ops.arange(ops.shape(images)[0], dtype="int32") * (height * width)
-    row = ops.reshape(row, (-1,) + (1,) * (len(y.shape) - 1))
+    for _ in y.shape[1:]:
+        row = row[..., None]
     pixels = ops.reshape(images, (-1, channels))
 
     if interpolation == "nearest":

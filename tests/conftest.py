@@ -3,11 +3,38 @@
 import keras
 import numpy as np
 import pytest
-from keras import layers
+from keras import backend, layers
 
 import keras_structadv as ksa
 from keras_structadv import basis, callbacks
 from keras_structadv.layers import adversarial_recoloring
+
+# On the other backends the numerics and the layers are tested, not all around them.
+if backend.backend() != "tensorflow":
+    collect_ignore = [
+        f"test_{name}.py"
+        for name in (
+            *("api", "callbacks", "controls", "datasets", "distribution"),
+            *("experiments", "notebooks", "pipelines", "policies", "stopping"),
+            *("tf_data", "usages", "variants", "visualization"),
+        )
+    ]
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        marker = item.get_closest_marker("backends")
+        if marker and backend.backend() not in marker.args:
+            item.add_marker(pytest.mark.skip(reason=f"is of {marker.args}"))
+
+
+if backend.backend() == "torch":
+    import torch
+
+    # Predictions have a gradient there, and NumPy refuses such arrays.
+    torch.Tensor.__array__ = lambda self, dtype=None, copy=None: np.asarray(
+        self.detach().cpu().numpy(), dtype
+    )
 
 
 def small_model(classes=3, shape=(8, 8, 1), compiled=True, activation=None):

@@ -397,6 +397,7 @@ def test_boxes_that_leave_the_image_lose_their_label():
     assert now[:, 1].min() >= 0
 
 
+@pytest.mark.backends("tensorflow")
 def test_labels_of_the_size_of_the_images_are_masks():
     blobs, masks, _, _ = scene()
     model = keras.Sequential(

@@ -9,7 +9,7 @@ from keras import layers, ops
 
 import keras_structadv as ksa
 from keras_structadv.operators import EdgePreserving
-from keras_structadv.recoloring import recoloring_basis
+from keras_structadv.recoloring import recoloring_basis, scaled_to_unit
 
 
 def numpy(x):
@@ -110,7 +110,7 @@ def test_a_basis_replaces_the_solve(photographs):
     x, y = x[:8], y[:8]
     expected = ksa.AdversarialRecoloring((0.1, 0.1), rank=4, rate=1.0).bind(model)
     expected = numpy(expected(x, y)[0])
-    basis = numpy(recoloring_basis(EdgePreserving(x / 255), 4))
+    basis = numpy(recoloring_basis(EdgePreserving(scaled_to_unit(x, (0, 255))), 4))
     layer = ksa.AdversarialRecoloring((0.1, 0.1), rate=1.0).bind(model)
     data = {"images": x, "labels": y, "basis": basis}
     out = layer(data)

@@ -33,6 +33,7 @@ def bound(kind):
     return make
 
 
+@pytest.mark.backends("tensorflow", "torch")
 def test_structures_in_are_structures_out(bound, images, labels):
     layer = bound()
     weights = np.linspace(0, 1, 6)
@@ -50,6 +51,7 @@ def test_structures_in_are_structures_out(bound, images, labels):
     assert np.abs(numpy(out["images"]) - images).max() > 0.01
 
 
+@pytest.mark.backends("tensorflow", "torch")
 @pytest.mark.parametrize("dtype", ["int64", "int32", "uint8", "float64", "float16"])
 def test_labels_are_never_cast(bound, images, labels, dtype):
     given = labels.astype(dtype)
@@ -200,6 +202,7 @@ def test_the_gradient_is_computed_for_the_chosen_images_only(bound, images, labe
     assert sizes == []
 
 
+@pytest.mark.backends("tensorflow")
 @pytest.mark.parametrize("rate", [0.5, 1.0])
 @pytest.mark.parametrize("steps", [1, 2])
 def test_xla_gives_the_eager_result(bound, images, labels, rate, steps):
@@ -211,6 +214,7 @@ def test_xla_gives_the_eager_result(bound, images, labels, rate, steps):
     np.testing.assert_allclose(compiled(images, labels)[0], eager, atol=1e-5 * steps)
 
 
+@pytest.mark.backends("tensorflow")
 @pytest.mark.parametrize("jit_compile", [False, True])
 @pytest.mark.parametrize("rate", [0.4, 0.5, 1.0])
 def test_an_unknown_batch_size(bound, images, labels, rate, jit_compile):
@@ -238,6 +242,7 @@ def test_an_unknown_batch_size(bound, images, labels, rate, jit_compile):
     np.testing.assert_allclose(augment(images, labels)[0], eager, atol=1e-5)
 
 
+@pytest.mark.backends("tensorflow")
 def test_in_a_tf_data_map(bound, images, labels):
     tf = pytest.importorskip("tensorflow")
     layer = bound(strength=2)

@@ -182,6 +182,7 @@ def test_the_only_variable_is_the_state_of_the_seed(kind, images, labels):
     assert layer.count_params() == 0
 
 
+@pytest.mark.backends("tensorflow", "torch")
 @pytest.mark.parametrize("dtype", ["mixed_float16", "float16", "bfloat16"])
 def test_only_the_images_take_the_compute_dtype(kind, dtype, annotated):
     model = small_model()
@@ -200,6 +201,7 @@ def test_only_the_images_take_the_compute_dtype(kind, dtype, annotated):
     assert dtypes(at_rest) == expected
 
 
+@pytest.mark.backends("tensorflow", "torch")
 def test_symbolic_outputs_are_those_of_a_call(kind, annotated):
     layer = bound(kind, dtype="mixed_float16", bounding_box_format="xyxy")
 
@@ -272,6 +274,7 @@ def without_the_layer(model):
     return keras.Sequential([keras.Input((8, 8, 1)), *model.layers[1:]])
 
 
+@pytest.mark.backends("tensorflow")
 def test_the_layer_in_a_function_for_inference_is_the_identity(kind, images):
     tf = pytest.importorskip("tensorflow")
     model = host(kind)
@@ -280,6 +283,7 @@ def test_the_layer_in_a_function_for_inference_is_the_identity(kind, images):
     np.testing.assert_allclose(serve(images), expected, atol=1e-6)
 
 
+@pytest.mark.backends("tensorflow")
 def test_an_exported_model_is_the_plain_one(kind, images, tmp_path):
     tf = pytest.importorskip("tensorflow")
     model = host(kind)
@@ -343,6 +347,7 @@ def part_of(data, which):
     return keras.tree.map_structure(lambda x: x[which], data)
 
 
+@pytest.mark.backends("tensorflow")
 def test_a_data_set_gives_what_a_call_gives(kind, annotated):
     tf = pytest.importorskip("tensorflow")
     model = small_model()
@@ -368,6 +373,7 @@ def test_a_data_set_gives_what_a_call_gives(kind, annotated):
         model.set_weights([w + 0.2 for w in model.get_weights()])
 
 
+@pytest.mark.backends("tensorflow")
 def test_a_data_set_of_single_images(kind, annotated):
     tf = pytest.importorskip("tensorflow")
     model = small_model()
@@ -392,6 +398,7 @@ def test_other_keys_and_structures_pass_through(kind, images, labels):
     np.testing.assert_array_equal(out["labels"], labels)
 
 
+@pytest.mark.backends("tensorflow")
 def test_ragged_images_are_named(kind, images, labels):
     tf = pytest.importorskip("tensorflow")
     ragged = tf.ragged.stack([tf.constant(images[0]), tf.constant(images[1, :5, :6])])
@@ -496,6 +503,7 @@ def two_outputs():
     return model
 
 
+@pytest.mark.backends("tensorflow", "torch")
 def test_two_outputs_add_their_losses(kind, two_outputs, images, labels):
     model = two_outputs
     places = np.random.default_rng(0).uniform(size=(6, 2)).astype("float32")
@@ -538,6 +546,7 @@ def test_two_outputs_are_trained(two_outputs, images, labels):
 # An attack.
 
 
+@pytest.mark.backends("tensorflow", "torch")
 def test_what_is_passed_stays_to_the_bit(kind, annotated):
     given = keras.tree.map_structure(np.array, annotated)
     for x in keras.tree.flatten(given):

@@ -41,7 +41,14 @@ def test_what_was_written_is_read():
     np.testing.assert_array_equal(store.read(keys_of([1]))[0], codes_of([9]))
 
 
-@pytest.mark.parametrize("jit_compile", [None, False, True])
+@pytest.mark.parametrize(
+    "jit_compile",
+    [
+        None,
+        pytest.param(False, marks=pytest.mark.backends("tensorflow")),
+        pytest.param(True, marks=pytest.mark.backends("tensorflow")),
+    ],
+)
 def test_200_000_images_in_65_536_places_are_never_confused(jit_compile):
     store = store_of(capacity=65536)
 
@@ -134,6 +141,7 @@ def test_the_memory_is_as_stated():
 # The fingerprint.
 
 
+@pytest.mark.backends("tensorflow")
 def test_the_fingerprint_is_exact_however_it_is_computed():
     tf = pytest.importorskip("tensorflow")
     images = (
@@ -181,6 +189,7 @@ def test_minus_zero_is_zero():
     np.testing.assert_array_equal(fingerprint(zeros), fingerprint(-zeros))
 
 
+@pytest.mark.backends("tensorflow", "torch")
 def test_large_ids_are_told_apart():
     ids = np.int64([5, 5 + 2**32, 5 + 2**40, -5, 5 - 2**63])
     keys = numpy(fingerprint(ops.convert_to_tensor(ids[:, None])))
@@ -241,6 +250,7 @@ def test_bad_arguments_are_named(kwargs, message):
         store.build(8)
 
 
+@pytest.mark.backends("tensorflow")
 def test_keras_has_what_the_store_relies_on():
     # In-place rows of a variable: an update must not copy a table of many megabytes.
     tf = pytest.importorskip("tensorflow")

@@ -280,6 +280,7 @@ def test_saturated_softmax_gives_zero_and_not_nan(images, labels):
     np.testing.assert_array_equal(gradients_of(model, images, own), 0)
 
 
+@pytest.mark.backends("tensorflow", "torch")
 def test_integer_inputs_are_warned_of(images, labels):
     inputs = keras.Input((8, 8, 1), dtype="uint8")
     x = layers.Flatten()(layers.Rescaling(1 / 255)(inputs))

@@ -609,7 +609,8 @@ class StructuredAdversary(keras.layers.Layer):
         if training is None:
             ours = self.binding.model is not None and not self.binding.inside
             training = in_step or ours or not framework().is_nested_call(self)
-        if not training or self.rate == 0 or infers_shapes():
+        nothing = self.rate == 0 or images.shape[0] == 0
+        if not training or nothing or infers_shapes():
             return {"images": ops.cast(images, self.compute_dtype)}
         single = len(images.shape) == 3
         if single:
