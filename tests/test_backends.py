@@ -234,6 +234,16 @@ def test_a_loss_scale_does_not_enter_what_is_reused():
     assert gains[0][-1] > 0.01
 
 
+def test_ids_beside_the_images():
+    x, y = digits()
+    model = network()
+    if backend.backend() != "tensorflow":  # which does not call the model beforehand
+        model.evaluate(x, y, verbose=0)
+    callback = ksa.AdversarialTraining(fixed(ksa.AdversarialFlow), gradient="reuse")
+    history = fit(model, {"images": x, "ids": np.arange(8)}, y, callback)
+    assert history["gradient_hit_rate"] == [0, 1, 1]
+
+
 @pytest.mark.skipif(backend.backend() == "tensorflow", reason="is at home there")
 def test_a_pipeline_of_tensorflow_is_told_what_to_do():
     tf = pytest.importorskip("tensorflow")
