@@ -21,8 +21,8 @@ PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 # Everything on TensorFlow; numerics and layers on JAX, and on PyTorch where it is there.
 test: .venv/installed
 	$(PYTEST)
-	KERAS_BACKEND=jax $(PYTEST)
-	if $(BIN)/python -c 'import torch' 2> /dev/null; then KERAS_BACKEND=torch $(PYTEST); fi
+	KERAS_BACKEND=jax $(PYTEST) tests
+	if $(BIN)/python -c 'import torch' 2> /dev/null; then KERAS_BACKEND=torch $(PYTEST) tests; fi
 
 lint: .venv/installed
 	$(BIN)/ruff check .

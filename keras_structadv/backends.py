@@ -32,8 +32,14 @@ class Framework:
         Returns:
             `(gradients, extra)`; the gradients are `None`, or zero, where the scalar
             does not depend on the images.
+
+        Raises:
+            NotImplementedError: on a backend without gradients.
         """
-        raise NotImplementedError
+        raise NotImplementedError(
+            f"Gradients are not available on the {backend.backend()} backend. Set "
+            'KERAS_BACKEND to "tensorflow", "jax" or "torch".'
+        )
 
     def train_function(
         self,
@@ -128,6 +134,15 @@ class Framework:
             The compiled function, or `function` itself where that is not wanted.
         """
         raise NotImplementedError
+
+    def kept(self, function: Callable, constants: tuple[str, ...]) -> Callable:
+        """Returns a function whose program is kept, where calls would compile anew.
+
+        Args:
+            function: from arrays and constants to arrays.
+            constants: the names of the arguments that are no arrays.
+        """
+        return function
 
     def visible(self, x: Any) -> np.ndarray | None:
         """Returns an array as one of NumPy, `None` while a program is traced."""
@@ -336,7 +351,12 @@ class JAX(Framework):
             replaced(model, "compute_loss_and_updates", compute_at),
             replaced(optimizer, "stateless_apply", apply_without),
         ):
-            logs = train_step(data)
+            try:
+                logs = train_step(data)
+            except Exception:
+                if not places:  # it met a weight too many on another way
+                    _check_calls(model, "compute_loss_and_updates", 0)
+                raise
         _check_calls(model, "compute_loss_and_updates", len(places))
         _check_calls(model, "optimizer.stateless_apply", len(found))
         if not places[0]:
@@ -367,6 +387,12 @@ class JAX(Framework):
         import jax
 
         return jax.jit(function) if in_eager else function
+
+    def kept(self, function: Callable, constants: tuple[str, ...]) -> Callable:
+        """See `Framework`. A loop would be compiled in each call outside a program."""
+        import jax
+
+        return jax.jit(function, static_argnames=constants)
 
     def visible(self, x: Any) -> np.ndarray | None:
         """See `Framework`."""
@@ -468,24 +494,21 @@ class _StatefulStep:
 
 @functools.cache
 def framework() -> Framework:
-    """Returns the methods for the backend of Keras.
-
-    Raises:
-        NotImplementedError: if there are none for it.
-    """
+    """Returns the methods for the backend of Keras."""
     known = {"tensorflow": TensorFlow, "jax": JAX, "torch": PyTorch}
-    name = backend.backend()
-    if name not in known:
-        raise NotImplementedError(
-            f"Gradients are not available on the {name} backend. Set KERAS_BACKEND to "
-            'one of: "' + '", "'.join(known) + '".'
-        )
-    return known[name]()
+    return known.get(backend.backend(), Framework)()
 
 
 def fused(function: Callable, in_eager: bool = False) -> Callable:
     """See `Framework.fused`."""
     return framework().fused(function, in_eager)
+
+
+def kept_program(*constants: str) -> Callable[[Callable], Callable]:
+    """Returns a decorator for functions of arrays; see `Framework.kept`."""
+    return lambda function: functools.wraps(function)(
+        framework().kept(function, constants)
+    )
 
 
 def full_precision(function: Callable) -> Callable:

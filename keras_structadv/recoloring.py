@@ -6,7 +6,7 @@ from typing import Any
 
 from keras import ops
 
-from keras_structadv.backends import full_precision
+from keras_structadv.backends import full_precision, kept_program
 from keras_structadv.dct import low_dct2, low_idct2
 from keras_structadv.fields import (
     check_images,
@@ -86,19 +86,37 @@ def adversarial_recoloring(
     # Of an image with a pixel that is not a number nothing can be said.
     finite = ops.all(ops.isfinite(images), axis=(1, 2, 3), keepdims=True)
     images, gradients = (ops.where(finite, x, 0.0) for x in (images, gradients))
-    operator = EdgePreserving(
-        scaled_to_unit(images, value_range), coherence, damping, edge_scale
-    )
+    images = scaled_to_unit(images, value_range)
+    form = {
+        "coherence": float(coherence),
+        "damping": float(damping),
+        "edge_scale": float(edge_scale),
+    }
     if rank is not None:
-        basis = recoloring_basis(operator, rank)
+        basis = _basis(images, rank=int(rank), **form)
         return recoloring_from_basis(
             gradients, basis, magnitude=magnitude, lam=lam, value_range=value_range
         )
     rhs, peak = normalized(gradients)
-    solution, _ = solve_edge_preserving(
-        operator, rhs, rtol=rtol, max_iterations=max_iterations
+    solution = _solution(
+        images, rhs, rtol=float(rtol), max_iterations=int(max_iterations), **form
     )
     return _limited(solution, peak, magnitude, lam, value_range)
+
+
+@kept_program("rank", "coherence", "damping", "edge_scale")
+def _basis(images: Any, *, rank: int, **form: float) -> Any:
+    return recoloring_basis(EdgePreserving(images, **form), rank)
+
+
+@kept_program("rtol", "max_iterations", "coherence", "damping", "edge_scale")
+def _solution(
+    images: Any, rhs: Any, *, rtol: float, max_iterations: int, **form: float
+) -> Any:
+    operator = EdgePreserving(images, **form)
+    return solve_edge_preserving(
+        operator, rhs, rtol=rtol, max_iterations=max_iterations
+    )[0]
 
 
 def recoloring_basis(operator: EdgePreserving, rank: int) -> Any:

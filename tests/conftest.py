@@ -14,11 +14,11 @@ if backend.backend() != "tensorflow":
     collect_ignore = [
         f"test_{name}.py"
         for name in (
-            *("api", "callbacks", "controls", "datasets", "distribution"),
+            *("api", "basis", "callbacks", "controls", "datasets", "distribution"),
             *("experiments", "notebooks", "pipelines", "policies", "stopping"),
             *("tf_data", "usages", "variants", "visualization"),
         )
-    ]
+    ] + ["parity", "usages"]
 
 
 def pytest_collection_modifyitems(items):

@@ -105,6 +105,7 @@ def test_the_sizes_are_the_root_mean_squares(images, labels, kwargs):
     assert 0 < expected.max() <= 0.1 * layer.steps + 1e-5
 
 
+@pytest.mark.backends("tensorflow", "torch")
 def test_a_basis_replaces_the_solve(photographs):
     model, x, y = photographs
     x, y = x[:8], y[:8]

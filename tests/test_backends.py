@@ -3,6 +3,7 @@
 `python -m tests.test_backends` writes the file anew, on the backend in use.
 """
 
+import os
 import pathlib
 import subprocess
 import sys
@@ -257,6 +258,114 @@ def test_a_pipeline_of_tensorflow_is_told_what_to_do():
     warped = layer(tf.constant(x), y)[0]  # an array like any other
     assert warped.shape == x.shape
     assert len(fit(network(), data, None, ksa.AdversarialTraining(layer))["loss"]) == 3
+
+
+ON_JAX = """
+import keras
+import numpy as np
+from tests.test_backends import LOSS, digits, fit, fixed, ksa, network
+
+def losses(model):
+    callback = ksa.AdversarialTraining(fixed(ksa.AdversarialFlow), gradient=gradient)
+    return fit(model, *digits(16), callback)["loss"]
+
+for gradient in ("fresh", "reuse"):
+    expected = losses(network())
+    with keras.distribution.DataParallel().scope():
+        np.testing.assert_allclose(losses(network()), expected, rtol=1e-3)
+"""
+
+
+@pytest.mark.backends("jax")
+def test_data_parallel_training_is_that_on_one_device():
+    flags = "--xla_force_host_platform_device_count=2"
+    environment = {**os.environ, "XLA_FLAGS": flags}
+    subprocess.run([sys.executable, "-c", ON_JAX], check=True, env=environment)
+
+
+class OwnStep(keras.Model):
+    """With a step of its own, as Keras' guide has it for JAX."""
+
+    scale = 1.0
+
+    def train_step(self, state, data):
+        import jax
+
+        weights, others, optimizer, metrics = state
+        x, y = data[0], data[1]
+        if self.scale != 1.0:
+            x = self.scale * x
+        step = jax.value_and_grad(self.compute_loss_and_updates, has_aux=True)
+        (loss, aux), gradients = step(
+            weights,
+            others,
+            metrics,
+            x,
+            y,
+            None,
+            training=True,
+            optimizer_variables=optimizer,
+        )
+        weights, optimizer = self.optimizer.stateless_apply(
+            optimizer, gradients, weights
+        )
+        return {"loss": loss}, (weights, aux[2], optimizer, aux[3])
+
+
+class OwnLoss(keras.Model):
+    """With a step that does not ask the model for its loss."""
+
+    def train_step(self, state, data):
+        import jax
+
+        weights, others, optimizer, metrics = state
+
+        def loss(weights):
+            predictions, _ = self.stateless_call(weights, others, data[0])
+            return ops.mean(LOSS(data[1], predictions))
+
+        value, gradients = jax.value_and_grad(loss)(weights)
+        weights, optimizer = self.optimizer.stateless_apply(
+            optimizer, gradients, weights
+        )
+        return {"loss": value}, (weights, others, optimizer, metrics)
+
+
+class ScaledStep(OwnStep):
+    scale = 0.5
+
+
+@pytest.mark.backends("jax")
+@pytest.mark.parametrize("kind", [OwnStep, OwnLoss, ScaledStep])
+def test_steps_of_their_own_on_jax(kind):
+    def train(gradient):
+        inputs = keras.Input((16, 16, 1))
+        model = kind(inputs, network()(inputs))
+        model.compile(keras.optimizers.SGD(0.1), LOSS)
+        layer = fixed(ksa.AdversarialFlow)
+        callback = ksa.AdversarialTraining(layer, gradient=gradient)
+        return fit(model, *digits(), callback)
+
+    assert train("fresh")["adversarial_loss_gain"][-1] > 0
+    if kind is OwnStep:
+        assert train("reuse")["gradient_hit_rate"] == [0, 1, 1]
+    else:
+        says = {OwnLoss: "called `compute_loss_and_updates` 0", ScaledStep: "changes"}
+        with pytest.raises(ValueError, match=f"{says[kind]}.*fresh"):
+            train("reuse")
+
+
+@pytest.mark.backends("jax")
+@pytest.mark.parametrize(
+    "compiled", [{"steps_per_execution": 2}, {"run_eagerly": True}]
+)
+def test_ways_to_run_on_jax(compiled):
+    def losses(**compiled):
+        layer = fixed(ksa.AdversarialFlow)
+        callback = ksa.AdversarialTraining(layer, gradient="reuse")
+        return fit(network(**compiled), *digits(16), callback)["loss"]
+
+    np.testing.assert_allclose(losses(**compiled), losses(), rtol=1e-3)
 
 
 TRAINS = """

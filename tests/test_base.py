@@ -165,6 +165,7 @@ def test_rate_is_exact_where_it_can_be(bound, images, labels, rate, count):
         assert len(seen) > count  # others each time
 
 
+@pytest.mark.backends("tensorflow", "torch")
 def test_a_fraction_of_an_image_is_a_probability(bound, images, labels):
     layer = bound(rate=0.4, strength=2)  # of 6 images: 2.4
     counts = []

@@ -163,6 +163,7 @@ def test_the_size_of_the_gradient_does_not_matter(photographs, scale):
     np.testing.assert_allclose(scaled, recolor(images, gradients), atol=0.05)
 
 
+@pytest.mark.backends("tensorflow", "torch")
 def test_a_low_rank_is_the_projection_on_the_smoothest_changes(photographs):
     images, gradients = photographs
     out = recolor(images, gradients, rank=3)
@@ -183,6 +184,7 @@ def test_a_low_rank_is_the_projection_on_the_smoothest_changes(photographs):
     assert np.all(cosines(12) > cosines(3)) and cosines(12).min() > 0.5
 
 
+@pytest.mark.backends("tensorflow", "torch")
 def test_a_basis_gives_what_the_rank_gives(photographs):
     images, gradients = photographs
     basis = recoloring_basis(EdgePreserving(scaled_to_unit(images, (0, 255))), 6)

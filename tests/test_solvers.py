@@ -207,6 +207,7 @@ def test_a_zero_right_hand_side_gets_zero():
     assert ops.convert_to_numpy(info.error)[4] == 0
 
 
+@pytest.mark.backends("tensorflow", "torch")
 @pytest.mark.slow
 @pytest.mark.parametrize("size,channels,rank", [(32, 3, 8), (32, 1, 5), (64, 3, 4)])
 def test_the_smallest_eigenpairs_are_those_of_scipy(size, channels, rank):
