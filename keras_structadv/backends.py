@@ -135,6 +135,10 @@ class Framework:
         """
         raise NotImplementedError
 
+    def apart(self, function: Callable) -> Callable:
+        """Returns a function that a compiler leaves alone, if it cannot take it."""
+        return function
+
     def kept(self, function: Callable, constants: tuple[str, ...]) -> Callable:
         """Returns a function whose program is kept, where calls would compile anew.
 
@@ -473,6 +477,12 @@ class PyTorch(Framework):
     def fused(self, function: Callable, in_eager: bool = False) -> Callable:
         """See `Framework`. Nothing is compiled, as Keras does by default."""
         return function
+
+    def apart(self, function: Callable) -> Callable:
+        """See `Framework`. Layers made within a step confuse PyTorch's compiler."""
+        import torch
+
+        return torch.compiler.disable(function)
 
     def visible(self, x: Any) -> np.ndarray | None:
         """See `Framework`."""

@@ -43,6 +43,7 @@ class ScreenedPoisson:
 
     def matvec(self, planes: Any) -> Any:
         """Returns the operator applied to (..., height, width), same shape."""
+        planes = ops.convert_to_tensor(planes)
         laplacian = 0.0
         for axis in (-2, -1):
             difference = forward_difference(planes, axis)

@@ -100,6 +100,7 @@ def conjugate_gradients(
         active = active & (gain > rtol**2 * energy)
         return active, x, r, p, rz_next, energy, gain, iterations
 
+    rhs = ops.convert_to_tensor(rhs)
     z = precondition(rhs)
     rz = dot(rhs, z)
     none = ops.zeros_like(rz)

@@ -110,7 +110,10 @@ def move_boxes(boxes: Any, flow: Any) -> Any:
     Returns:
         moved: float32, the shape of `boxes`.
     """
-    boxes = ops.cast(boxes, "float32") - 0.5  # as points are counted, by centres
+    boxes = ops.cast(boxes, "float32")
+    if boxes.shape[1] == 0:
+        return boxes
+    boxes = boxes - 0.5  # as points are counted, by centres
     left, top, right, bottom = (boxes[..., i : i + 1] for i in range(4))
     along = np.linspace(0, 1, _SIDE, dtype="float32")
     x = left + ops.multiply(right - left, along)

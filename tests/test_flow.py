@@ -20,7 +20,14 @@ def longest(flow):
     return np.linalg.norm(flow, axis=-1).max(axis=(1, 2))
 
 
-@pytest.mark.parametrize("solver", ["dct", "sparse", "dense"])
+@pytest.mark.parametrize(
+    "solver",
+    [
+        "dct",
+        pytest.param("sparse", marks=pytest.mark.backends("tensorflow", "jax")),
+        "dense",
+    ],
+)
 @pytest.mark.parametrize("alpha", [0.5, 3.0])
 def test_it_is_equation_15(solver, alpha):
     images, gradients = case()

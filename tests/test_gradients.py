@@ -305,6 +305,7 @@ def test_every_dtype_of_images(images, labels, dtype):
     np.testing.assert_allclose(gradients_of(model, given, labels), expected, atol=1e-6)
 
 
+@pytest.mark.backends("tensorflow", "jax")
 def test_pixels_without_a_label_get_no_target(images):
     model = keras.Sequential([keras.Input((8, 8, 1)), layers.Conv2D(4, 1)])
     loss = keras.losses.SparseCategoricalCrossentropy(

@@ -47,18 +47,21 @@ def assert_solves(solver, shape, smoothness=100.0):
     assert np.linalg.norm(error) <= 1e-4 * np.linalg.norm(expected)
 
 
+@pytest.mark.backends("tensorflow", "jax")
 @pytest.mark.parametrize("shape", SMALL, ids=str)
 @pytest.mark.parametrize("name", SOLVERS)
 def test_every_solver_agrees_with_float64(name, shape):
     assert_solves(SOLVERS[name], shape)
 
 
+@pytest.mark.backends("tensorflow", "jax")
 @pytest.mark.parametrize("shape", LARGE, ids=str)
 @pytest.mark.parametrize("solver", [solve_dct, solve_sparse])
 def test_solvers_without_a_dense_operator_agree_on_large_images(solver, shape):
     assert_solves(solver, shape)
 
 
+@pytest.mark.backends("tensorflow", "jax")
 @pytest.mark.parametrize("smoothness", [0.0, 1.0, 1e4])
 @pytest.mark.parametrize("name", SOLVERS)
 def test_every_solver_agrees_at_every_smoothness(name, smoothness):

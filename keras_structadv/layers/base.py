@@ -637,7 +637,8 @@ class StructuredAdversary(keras.layers.Layer):
             and seen.size
         ):
             self.check_values(float(seen.min()), float(seen.max()))
-        augmented = self.augment(images, labels, targets, strength, extra, pack)
+        augment = framework().apart(self.augment)
+        augmented = augment(images, labels, targets, strength, extra, pack)
         if in_step:
             step.count(self, augmented)
         out = {"images": ops.cast(augmented.images, self.compute_dtype)}
