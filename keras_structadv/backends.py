@@ -569,8 +569,7 @@ def _stateless_scope() -> keras.StatelessScope | None:
 def current_values(variables: Iterable[keras.Variable]) -> list[tuple]:
     """Returns variables with the values that they have in a stateless scope around.
 
-    Variables to which that scope gives no value are left out, as constants are not
-    needed for them; no gradient flows to the values.
+    Those that the scope does not know are left out. No gradient flows to the values.
     """
     outer = _stateless_scope()
     if outer is None:
