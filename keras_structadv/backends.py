@@ -9,7 +9,7 @@ import functools
 import inspect
 import itertools
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -318,7 +318,26 @@ class JAX(Framework):
                 variable.assign(value)
             return logs, tuple(state)
 
-        return train_function
+        def or_give_back(state: tuple, batches: Iterator) -> tuple[Any, tuple]:
+            try:
+                return train_function(state, batches)
+            except BaseException:
+                # `fit` has taken the weights out of the model, and after an error in
+                # its first step puts nothing back.
+                owners = (
+                    model.trainable_variables,
+                    model.non_trainable_variables,
+                    model.optimizer.variables,
+                    model.metrics_variables,
+                )
+                for variable, value in zip(
+                    itertools.chain(*owners), itertools.chain(*state)
+                ):
+                    if not value.is_deleted():
+                        variable.assign(value)
+                raise
+
+        return or_give_back
 
     def step_with_gradients(
         self,
@@ -456,7 +475,8 @@ class PyTorch(Framework):
         scale = model.optimizer.scale_loss(1.0)
         # Not the compiled step: PyTorch's compiler fails where an input has a gradient.
         logs = model.train_step(pack(images))
-        if all(x.value.grad is None for x in model.trainable_variables):
+        weights = model.trainable_variables
+        if images.grad is None and all(x.value.grad is None for x in weights):
             _check_calls(model, "loss.backward", 0)
         return logs, _of_each_image(images.grad, scale, images)
 
@@ -516,9 +536,7 @@ def fused(function: Callable, in_eager: bool = False) -> Callable:
 
 def kept_program(*constants: str) -> Callable[[Callable], Callable]:
     """Returns a decorator for functions of arrays; see `Framework.kept`."""
-    return lambda function: functools.wraps(function)(
-        framework().kept(function, constants)
-    )
+    return lambda function: framework().kept(function, constants)
 
 
 def full_precision(function: Callable) -> Callable:
@@ -534,6 +552,23 @@ def full_precision(function: Callable) -> Callable:
             return function(*args, **kwargs)
 
     return call
+
+
+def largest(
+    x: Any, axis: int | tuple[int, ...], keepdims: bool = False, least: float = 0.0
+) -> Any:
+    """Returns the maximum along axes that are not empty, also of no images at all.
+
+    Args:
+        x: an array, whose other axes may be empty.
+        axis: along which axes.
+        keepdims: whether they stay, with length one.
+        least: no value is below it.
+    """
+    if backend.backend() == "tensorflow":  # `amax` raises for no images
+        return ops.max(x, axis=axis, keepdims=keepdims, initial=least)
+    # With `initial`, PyTorch's would mix the CPU with the device of the array.
+    return ops.amax(x, axis=axis, keepdims=keepdims)
 
 
 def has_replicas(model: keras.Model) -> bool:
@@ -566,16 +601,31 @@ def _stateless_scope() -> keras.StatelessScope | None:
         return scope.original_scope
 
 
-def current_values(variables: Iterable[keras.Variable]) -> list[tuple]:
+def current_values(variables: list[keras.Variable]) -> list[tuple]:
     """Returns variables with the values that they have in a stateless scope around.
 
     Those that the scope does not know are left out. No gradient flows to the values.
     """
     outer = _stateless_scope()
     if outer is None:
+        for variable in variables[:1]:
+            _check_is_there(variable)
         return []
     values = [(variable, outer.get_current_value(variable)) for variable in variables]
     return [(k, ops.stop_gradient(x)) for k, x in values if x is not None]
+
+
+def _check_is_there(variable: keras.Variable) -> None:
+    """Raises an error for a variable that JAX has taken out of a model in `fit`."""
+    try:
+        variable.value  # noqa: B018
+    except TypeError as error:
+        raise ValueError(
+            f"The weight {variable.path!r} is not there: on the "
+            f"{backend.backend()} backend `fit` keeps the weights of a model elsewhere "
+            "while it is trained. Let AdversarialTraining(layer) call the layer, or "
+            "call it before or after `fit`."
+        ) from error
 
 
 def check_native(x: Any) -> None:

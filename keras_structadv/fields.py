@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 from keras import ops
 
+from keras_structadv.backends import largest
+
 
 def check_images(images: Any, gradients: Any) -> None:
     """Raises a `ValueError` unless both are (batch, height, width, channels)."""
@@ -70,7 +72,7 @@ def normalized(gradients: Any) -> tuple[Any, Any]:
     """
     finite = ops.all(ops.isfinite(gradients), axis=(1, 2, 3), keepdims=True)
     gradients = ops.where(finite, gradients, 0.0)
-    peak = ops.max(ops.abs(gradients), axis=(1, 2, 3), keepdims=True, initial=0.0)
+    peak = largest(ops.abs(gradients), axis=(1, 2, 3), keepdims=True)
     return ops.divide_no_nan(gradients, peak), peak
 
 

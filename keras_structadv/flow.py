@@ -5,6 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_structadv.backends import largest
 from keras_structadv.dct import laplacian_eigenvalues, low_dct2, low_idct2
 from keras_structadv.differences import central_difference, forward_difference
 from keras_structadv.fields import (
@@ -160,7 +161,7 @@ def flow_from_code(
     """
     rows, columns = code.shape[2:]
     eigenvalues = laplacian_eigenvalues(*shape)[:rows, :columns]
-    flow = -low_idct2(code / (1.0 + smoothness * eigenvalues), shape)
+    flow = -low_idct2(ops.divide(code, 1.0 + smoothness * eigenvalues), shape)
     return _limited(flow, max_displacement)
 
 
@@ -173,9 +174,7 @@ def longest_displacement(flow: Any) -> Any:
     Returns:
         float32, (batch,).
     """
-    return ops.sqrt(
-        ops.max(ops.sum(ops.square(flow), axis=-1), axis=(1, 2), initial=0.0)
-    )
+    return ops.sqrt(largest(ops.sum(ops.square(flow), axis=-1), axis=(1, 2)))
 
 
 def random_flow(
@@ -242,9 +241,7 @@ def _limited(flow: Any, max_displacement: Any, scale: Any = None) -> Any:
 
     With a `scale`, the flow is multiplied by it, and only limited.
     """
-    longest = ops.sqrt(
-        ops.max(ops.sum(ops.square(flow), axis=1), axis=(1, 2), initial=0.0)
-    )
+    longest = ops.sqrt(largest(ops.sum(ops.square(flow), axis=1), axis=(1, 2)))
     limit = limit_of("max_displacement", max_displacement, flow, "in pixels")
     limit = ops.divide_no_nan(limit, longest[:, None, None, None])
     flow = flow * (limit if scale is None else ops.minimum(limit, scale))

@@ -45,8 +45,7 @@ def plot_flow(
     _check_counts(images=images, flows=flows, before=before, after=after)
     figure, axes = _rows(count, 3)
     for row, image, flow, first, last in zip(axes, images, flows, before, after):
-        image = np.asarray(image, "float32")
-        flow = np.asarray(flow, "float32")
+        image, flow = (ops.convert_to_numpy(x).astype("float32") for x in (image, flow))
         warped = ops.convert_to_numpy(dense_image_warp(image[None], flow[None]))[0]
         longest = np.linalg.norm(flow, axis=-1).max()
         titles = (first, f"flow, up to {longest:.1f} px", last)
@@ -106,7 +105,9 @@ def plot_recoloring(
     for row, *arrays, first, last in zip(
         axes, images, gradients, perturbations, before, after
     ):
-        image, gradient, perturbation = (np.asarray(x, "float32") for x in arrays)
+        image, gradient, perturbation = (
+            ops.convert_to_numpy(x).astype("float32") for x in arrays
+        )
         if not image.shape == gradient.shape == perturbation.shape:
             raise ValueError(
                 f"Received an image of shape {image.shape}, its gradient of shape "

@@ -5,6 +5,8 @@ from typing import Any
 import numpy as np
 from keras import backend, ops
 
+from keras_structadv.backends import largest
+
 _ITERATIONS = 12  # to a hundredth of a pixel, where the flow changes by less than .6
 _SIDE = 9  # points along a side of a box
 
@@ -128,8 +130,8 @@ def move_boxes(boxes: Any, flow: Any) -> Any:
     points = ops.reshape(outline, (batch, count * 4 * _SIDE, 2))
     moved = ops.reshape(move_points(points, flow), (batch, count, 4 * _SIDE, 2))
     corners = [  # with a start, so that there may be no box at all
-        ops.min(moved, axis=-2, initial=np.inf),
-        ops.max(moved, axis=-2, initial=-np.inf),
+        -largest(-moved, axis=-2, least=-np.inf),
+        largest(moved, axis=-2, least=-np.inf),
     ]
     return ops.concatenate(corners, axis=-1) + 0.5
 

@@ -335,6 +335,33 @@ class ScaledStep(OwnStep):
     scale = 0.5
 
 
+def test_after_an_error_in_the_first_step_the_model_can_be_trained():
+    x, y = digits()
+    model = network()
+    callback = ksa.AdversarialTraining(ksa.AdversarialFlow(), gradient="reuse")
+    with pytest.raises(ValueError, match="ids of dtype"):
+        model.evaluate(x, y, verbose=0)
+        fit(model, {"images": x, "ids": x[:, 0, 0, 0]}, y, callback)
+    assert np.isfinite(fit(model, x, y, callback)["loss"]).all()
+
+
+@pytest.mark.backends("jax")
+def test_a_call_in_the_middle_of_fit_says_why_it_cannot_be():
+    x, y = digits()
+    model = network()
+    layer = ksa.AdversarialFlow(rate=1.0).bind(model)
+
+    class Data(keras.utils.PyDataset):
+        def __len__(self):
+            return 2
+
+        def __getitem__(self, index):
+            return layer(x, y)
+
+    with pytest.raises(ValueError, match="keeps the weights of a model elsewhere"):
+        model.fit(Data(), epochs=2, verbose=0)
+
+
 @pytest.mark.backends("jax")
 @pytest.mark.parametrize("kind", [OwnStep, OwnLoss, ScaledStep])
 def test_steps_of_their_own_on_jax(kind):
