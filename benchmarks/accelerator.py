@@ -17,7 +17,6 @@ makes them, on a GPU mostly in TF32; those of the fields are not shortened.
 """
 
 import argparse
-import contextlib
 import itertools
 import math
 import sys
@@ -27,11 +26,12 @@ from collections.abc import Callable, Iterator
 import keras
 import numpy as np
 import scipy.fft
-from keras import backend, layers, ops
+from keras import backend, ops
 
 import keras_structadv as ksa
 from benchmarks.timing import interleave, machine
 from experiments.models import small_cnn, wide_resnet
+from keras_structadv.backends import framework
 from keras_structadv.dct import laplacian_eigenvalues
 from keras_structadv.operators import EdgePreserving, ScreenedPoisson
 from keras_structadv.solvers import _dense_inverse, solve_dct, solve_edge_preserving
@@ -48,9 +48,11 @@ MODELS = {
 
 def application(name: str) -> keras.Model:
     """Returns a model of `keras.applications` without weights, for raw pixels."""
-    model = getattr(keras.applications, name)
-    model = model(weights=None, classes=10, classifier_activation=None)
-    return keras.Sequential([keras.Input((224, 224, 3)), layers.Rescaling(1.0), model])
+    build = getattr(keras.applications, name)
+    shape = (224, 224, 3)
+    return build(
+        weights=None, input_shape=shape, classes=10, classifier_activation=None
+    )
 
 
 # The device.
@@ -145,16 +147,9 @@ def rates(rounds: int, small: bool) -> tuple[float, float]:
         "copy": compiled(lambda x: x + 1.0, array),
         "product": compiled(ops.matmul, matrix, matrix),
     }
-    with full_precision():
+    with framework().full_precision():
         seconds = {k: np.median(v) for k, v in per_call(calls, rounds).items()}
     return 8 * numbers / seconds["copy"], 2 * size**3 / seconds["product"]
-
-
-def full_precision() -> contextlib.AbstractContextManager:
-    """Returns the scope in which products are those of float32."""
-    from keras_structadv.backends import framework
-
-    return framework().full_precision()
 
 
 # Right or wrong.
@@ -293,7 +288,7 @@ def fields(sizes: list[int], pixels: int, rounds: int, small: bool) -> None:
     for size in sizes:
         batch = max(1, pixels // size**2)
         calls, needs = field_calls(size, batch)
-        with full_precision():
+        with framework().full_precision():
             seconds = per_call(calls, rounds)
         for name, values in seconds.items():
             median = np.median(values)

@@ -307,37 +307,22 @@ class JAX(Framework):
 
         def train_function(state: tuple, batches: Iterator) -> tuple[Any, tuple]:
             nonlocal ours
-            if ours is None:
-                first = next(batches)
-                look_at(first)
-                batches = itertools.chain([first], batches)
-                ours = variables()
-            values = [variable.value for variable in ours]
-            logs, (*state, values) = compiled((*state, values), batches)
+            try:
+                if ours is None:
+                    first = next(batches)
+                    look_at(first)
+                    batches = itertools.chain([first], batches)
+                    ours = variables()
+                values = [variable.value for variable in ours]
+                logs, (*after, values) = compiled((*state, values), batches)
+            except BaseException:
+                _give_back(model, state)
+                raise
             for variable, value in zip(ours, values):
                 variable.assign(value)
-            return logs, tuple(state)
+            return logs, tuple(after)
 
-        def or_give_back(state: tuple, batches: Iterator) -> tuple[Any, tuple]:
-            try:
-                return train_function(state, batches)
-            except BaseException:
-                # `fit` has taken the weights out of the model, and after an error in
-                # its first step puts nothing back.
-                owners = (
-                    model.trainable_variables,
-                    model.non_trainable_variables,
-                    model.optimizer.variables,
-                    model.metrics_variables,
-                )
-                for variable, value in zip(
-                    itertools.chain(*owners), itertools.chain(*state)
-                ):
-                    if not value.is_deleted():
-                        variable.assign(value)
-                raise
-
-        return or_give_back
+        return train_function
 
     def step_with_gradients(
         self,
@@ -522,6 +507,22 @@ class _StatefulStep:
         return logs
 
 
+def _give_back(model: keras.Model, state: tuple) -> None:
+    """Puts a state that `fit` has taken out of a model back into it.
+
+    After an error in its first step `fit` does not do so itself.
+    """
+    owners = (
+        model.trainable_variables,
+        model.non_trainable_variables,
+        model.optimizer.variables,
+        model.metrics_variables,
+    )
+    for variable, value in zip(itertools.chain(*owners), itertools.chain(*state)):
+        if not value.is_deleted():
+            variable.assign(value)
+
+
 @functools.cache
 def framework() -> Framework:
     """Returns the methods for the backend of Keras."""
@@ -628,17 +629,20 @@ def _check_is_there(variable: keras.Variable) -> None:
         ) from error
 
 
-def check_native(x: Any) -> None:
-    """Raises an error for a tensor of `tf.data` on another backend than TensorFlow."""
-    symbolic = type(x).__module__.startswith("tensorflow.") and not hasattr(x, "numpy")
-    if symbolic and backend.backend() != "tensorflow":
-        raise ValueError(
-            f"Received a TensorFlow tensor ({type(x).__name__}) on the "
-            f"{backend.backend()} backend. A `tf.data` map computes with TensorFlow, "
-            "and cannot take the gradient of a model of another backend: train with "
-            "callbacks=[AdversarialTraining(layer)] instead, to which the data may "
-            'come from `tf.data`, or set KERAS_BACKEND="tensorflow".'
-        )
+def check_native(data: Any) -> None:
+    """Raises an error for tensors of `tf.data` on another backend than TensorFlow."""
+    if backend.backend() == "tensorflow":
+        return
+    for x in keras.tree.flatten(data):
+        if type(x).__module__.startswith("tensorflow.") and not hasattr(x, "numpy"):
+            raise ValueError(
+                f"Received a TensorFlow tensor ({type(x).__name__}) on the "
+                f"{backend.backend()} backend. A `tf.data` map computes with "
+                "TensorFlow, and cannot take the gradient of a model of another "
+                "backend: train with callbacks=[AdversarialTraining(layer)] instead, "
+                "to which the data may come from `tf.data`, or set "
+                'KERAS_BACKEND="tensorflow".'
+            )
 
 
 @contextlib.contextmanager

@@ -41,8 +41,8 @@ def adversarial_flow(
             `max_displacement`. A number > 0 gives eq. 15 as it stands; only a flow
             that is longer than `max_displacement` is scaled, down to it.
         solver: `"dct"` (exact, nothing stored), `"sparse"` (conjugate gradients on a
-            sparse matrix, which XLA cannot compile) or `"dense"` (the explicit inverse
-            of the paper's Algorithm 1, up to 1 GiB).
+            sparse matrix, which XLA cannot compile and PyTorch does not have) or
+            `"dense"` (the explicit inverse of the paper's Algorithm 1, up to 1 GiB).
 
     Returns:
         flow: float32, (batch, height, width, 2), (dy, dx) in pixels, the forward

@@ -39,7 +39,7 @@ class AdversarialFlow(StructuredAdversary):
         smoothness: gamma of eq. 12, >= 0, in squared pixels.
         alpha: `None` scales each flow to its drawn displacement. A number > 0 gives
             eq. 15 as it stands, scaled only where it is longer than that.
-        solver: `"dct"`, `"sparse"` (not with XLA) or `"dense"`; see
+        solver: `"dct"`, `"sparse"` (not with XLA or PyTorch) or `"dense"`; see
             `adversarial_flow`.
         **common: `rate`, `target`, `steps`, `loss`, `value_range`, `seed`,
             `data_format`, `name` and `dtype`; see `StructuredAdversary`.

@@ -194,8 +194,9 @@ class StructuredAdversary(keras.layers.Layer):
 
         Args:
             model: the model; it may be the one that the layer is in. It is read at
-                each call, so that the gradients are those of the weights at that time.
-                It is neither tracked nor saved nor copied with the layer.
+                each call, so that the gradients are those of the weights at that time;
+                on JAX not while `fit` runs, which keeps the weights elsewhere. It is
+                neither tracked nor saved nor copied with the layer.
             loss: overrides the layer's own `loss` and the model's compiled one.
             snapshot: whether to take the gradients of a copy of the weights instead,
                 which lies on the CPU, so that a `tf.data` pipeline can use it while the
@@ -464,8 +465,7 @@ class StructuredAdversary(keras.layers.Layer):
 
     def __call__(self, images: Any, *args: Any, **kwargs: Any) -> Any:
         """Returns what `call` returns; keys that it does not know are not touched."""
-        for x in keras.tree.flatten((images, args, kwargs)):
-            check_native(x)
+        check_native((images, args, kwargs))
         images, *args = (_as_array(x) for x in (images, *args))
         kwargs = {k: x if k == "training" else _as_array(x) for k, x in kwargs.items()}
         if not isinstance(images, dict):
