@@ -15,14 +15,15 @@ import numpy as np
 from keras import ops
 
 from keras_structadv.backends import check_native, framework, infers_shapes
-from keras_structadv.fields import range_pair
+from keras_structadv.checks import check_length, range_pair, strength_range
 from keras_structadv.gradients import (
     Inference,
     WeightSnapshot,
     gradients_of,
     images_among,
 )
-from keras_structadv.losses import TARGETS, check_length, random_wrong
+from keras_structadv.losses import TARGETS, random_wrong
+from keras_structadv.scaling import is_zero
 
 _KEYS = ("images", "labels", "targets")
 _MOVED = ("segmentation_masks", "bounding_boxes", "keypoints")
@@ -797,29 +798,8 @@ def adversaries_in(layer: keras.layers.Layer) -> list["StructuredAdversary"]:
     return found
 
 
-def is_zero(field: Any) -> Any:
-    """Returns, for each field, whether it is zero everywhere, bool, (batch,)."""
-    return ops.all(field == 0, axis=(1, 2, 3))
-
-
 def _picker(chosen: Any) -> Callable[[Any], Any]:
     def pick(x: Any) -> Any:
         return None if x is None else ops.take(x, chosen, axis=0)
 
     return lambda x: keras.tree.map_structure(pick, x)
-
-
-def strength_range(name: str, value: Any) -> tuple[float, float]:
-    """Returns the (low, high) from which a layer draws, for a number or a pair.
-
-    Raises:
-        ValueError: if it is neither, or out of range.
-    """
-    pair = tuple(value) if isinstance(value, (tuple, list)) else (0.0, value)
-    numeric = len(pair) == 2 and all(isinstance(x, numbers.Real) for x in pair)
-    if not numeric or not 0 <= pair[0] <= pair[1] < float("inf"):
-        raise ValueError(
-            f"Received {name}={value!r}. Pass a number >= 0, to draw from "
-            f"U(0, {name}), or a pair (low, high) with 0 <= low <= high."
-        )
-    return float(pair[0]), float(pair[1])
