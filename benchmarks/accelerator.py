@@ -34,7 +34,8 @@ from experiments.models import small_cnn, wide_resnet
 from keras_structadv.backends import framework
 from keras_structadv.dct import laplacian_eigenvalues
 from keras_structadv.operators import EdgePreserving, ScreenedPoisson
-from keras_structadv.solvers import _dense_inverse, solve_dct, solve_edge_preserving
+from keras_structadv.solvers import solve_dct, solve_edge_preserving
+from keras_structadv.solvers.screened_poisson import _dense_inverse
 
 SMOOTHNESS = 100.0
 MODELS = {

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import numbers
 import os
 import pathlib
 from typing import Any
@@ -13,13 +12,10 @@ import numpy as np
 from keras import ops
 
 from keras_structadv.backends import fused
-from keras_structadv.fields import check_images, range_pair
+from keras_structadv.checks import check_count, check_images, range_pair
 from keras_structadv.operators import EdgePreserving
-from keras_structadv.recoloring import (
-    check_recoloring_arguments,
-    recoloring_basis,
-    scaled_to_unit,
-)
+from keras_structadv.recoloring import check_recoloring_arguments, scaled_to_unit
+from keras_structadv.solvers import recoloring_basis
 
 
 def precompute_basis(
@@ -91,9 +87,7 @@ def precompute_basis(
             f"Received rank={rank} for {len(images)} images of {unknowns} values. Pass "
             "at least one image, and a rank of at most that."
         )
-    if not isinstance(batch_size, numbers.Integral) or batch_size < 1:
-        raise ValueError(f"Received batch_size={batch_size!r}. Pass an integer >= 1.")
-    batch_size = min(int(batch_size), len(images))
+    batch_size = min(check_count("batch_size", batch_size), len(images))
     if dtype not in ("float16", "float32"):
         raise ValueError(f'Received dtype={dtype!r}. Pass "float16" or "float32".')
     value_range = range_pair("value_range", value_range)

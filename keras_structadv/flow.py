@@ -5,16 +5,11 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_structadv.backends import largest
-from keras_structadv.dct import laplacian_eigenvalues, low_dct2, low_idct2
+from keras_structadv.checks import check_images, check_number
+from keras_structadv.dct import dct2, idct2, laplacian_eigenvalues
 from keras_structadv.differences import central_difference, forward_difference
-from keras_structadv.fields import (
-    check_images,
-    check_number,
-    limit_of,
-    normalized,
-)
 from keras_structadv.operators import ScreenedPoisson
+from keras_structadv.scaling import largest, limit_of, normalized
 from keras_structadv.solvers import SOLVERS
 
 
@@ -137,7 +132,7 @@ def flow_code(images: Any, gradients: Any, size: int) -> Any:
         float32, (batch, 2, min(k, height), min(k, width)), in [-1, 1]; zero where the
         gradient is zero or not finite.
     """
-    coefficients, _ = normalized(low_dct2(flow_rhs(images, gradients), size))
+    coefficients, _ = normalized(dct2(flow_rhs(images, gradients), size))
     return coefficients
 
 
@@ -161,7 +156,7 @@ def flow_from_code(
     """
     rows, columns = code.shape[2:]
     eigenvalues = laplacian_eigenvalues(*shape)[:rows, :columns]
-    flow = -low_idct2(ops.divide(code, 1.0 + smoothness * eigenvalues), shape)
+    flow = -idct2(ops.divide(code, 1.0 + smoothness * eigenvalues), shape)
     return _limited(flow, max_displacement)
 
 

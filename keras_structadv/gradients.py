@@ -12,11 +12,11 @@ import numpy as np
 from keras import backend, ops
 
 from keras_structadv.backends import current_values, framework
+from keras_structadv.checks import check_length
 from keras_structadv.losses import (
     TARGETS,
     as_labels,
     by_output,
-    check_length,
     most_likely,
 )
 

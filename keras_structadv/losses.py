@@ -271,19 +271,4 @@ def by_output(
     return rows
 
 
-def check_length(name: str, labels: Any, images: Any) -> None:
-    """Raises a `ValueError` unless there is one entry for each image."""
-    if len(labels.shape) == 0:
-        raise ValueError(
-            f"Received {name} without a batch axis. Pass one for each image."
-        )
-    if None not in (labels.shape[0], images.shape[0]) and (
-        labels.shape[0] != images.shape[0]
-    ):
-        raise ValueError(
-            f"Received {name} of shape {tuple(labels.shape)} for images of shape "
-            f"{tuple(images.shape)}. Pass one for each image."
-        )
-
-
 TARGETS = {"most_confident_wrong": most_confident_wrong, "random": random_wrong}

@@ -1,22 +1,20 @@
 """From the gradient of the loss to an adversarial recolouring that keeps contours."""
 
-import math
-import numbers
 from typing import Any
 
 from keras import ops
 
-from keras_structadv.backends import full_precision, kept_program
-from keras_structadv.dct import low_dct2, low_idct2
-from keras_structadv.fields import (
+from keras_structadv.backends import kept_program
+from keras_structadv.checks import (
+    check_count,
     check_images,
     check_number,
-    limit_of,
-    normalized,
     range_pair,
 )
+from keras_structadv.dct import dct2, idct2
 from keras_structadv.operators import EdgePreserving
-from keras_structadv.solvers import smallest_eigenpairs, solve_edge_preserving
+from keras_structadv.scaling import limit_of, normalized
+from keras_structadv.solvers import project, recoloring_basis, solve_edge_preserving
 
 
 def adversarial_recoloring(
@@ -119,58 +117,6 @@ def _solution(
     )[0]
 
 
-def recoloring_basis(operator: EdgePreserving, rank: int) -> Any:
-    """Returns what the paper keeps of `A^-1`: its leading eigenvectors.
-
-    `basis @ basisᵀ` is the inverse of A on the k eigenvectors with the smallest
-    eigenvalues. It belongs to the image alone, and serves every model.
-
-    Args:
-        operator: the edge-preserving operator of a batch of images.
-        rank: k, the number of eigenvectors.
-
-    Returns:
-        float32, (batch, height, width, channels, k): eigenvectors of length one, over
-        the square roots of their eigenvalues.
-
-    Reference: Luo, Mobahi, Bengio (2020), section 5.
-    """
-    values, vectors = smallest_eigenpairs(operator, rank)
-    return vectors / ops.sqrt(values)[:, None, None, None, :]
-
-
-@full_precision
-def project(gradients: Any, basis: Any) -> Any:
-    """Returns `basis @ basisᵀ @ gradient` for each image.
-
-    Args:
-        gradients: float32, (batch, height, width, channels).
-        basis: float, (batch, height, width, channels, k), as `recoloring_basis` or
-            `precompute_basis` makes it.
-
-    Returns:
-        float32, the shape of `gradients`.
-
-    Raises:
-        ValueError: if the shapes do not fit.
-    """
-    basis = ops.cast(basis, "float32")
-    known = zip(basis.shape[:-1], gradients.shape)
-    if len(basis.shape) != 5 or any(
-        None not in pair and len({*pair}) > 1 for pair in known
-    ):
-        raise ValueError(
-            f"Received a basis of shape {tuple(basis.shape)} for images of shape "
-            f"{tuple(gradients.shape)}. It must have one axis more, the rank, and "
-            "belong to images of that size."
-        )
-    unknowns = math.prod(gradients.shape[1:])
-    flat = ops.reshape(gradients, (-1, 1, unknowns))
-    basis = ops.reshape(basis, (ops.shape(flat)[0], unknowns, -1))
-    solution = ops.matmul(ops.matmul(flat, basis), ops.swapaxes(basis, 1, 2))
-    return ops.reshape(solution, ops.shape(gradients))
-
-
 def recoloring_from_basis(
     gradients: Any,
     basis: Any,
@@ -211,7 +157,7 @@ def recoloring_code(gradients: Any, size: int) -> Any:
         where the gradient is zero or not finite.
     """
     planes = ops.transpose(gradients, (0, 3, 1, 2))
-    return normalized(low_dct2(planes, size))[0]
+    return normalized(dct2(planes, size))[0]
 
 
 def gradient_from_code(code: Any, shape: tuple[int, int]) -> Any:
@@ -224,7 +170,7 @@ def gradient_from_code(code: Any, shape: tuple[int, int]) -> Any:
     Returns:
         float32, (batch, height, width, channels).
     """
-    return ops.transpose(low_idct2(code, shape), (0, 2, 3, 1))
+    return ops.transpose(idct2(code, shape), (0, 2, 3, 1))
 
 
 def root_mean_square(perturbation: Any, value_range: tuple[float, float]) -> Any:
@@ -257,10 +203,9 @@ def check_recoloring_arguments(
     if lam is not None:
         advice = ", or None to scale each perturbation to `magnitude`"
         check_number("lam", lam, positive=True, advice=advice)
-    for name, value in (("rank", rank), ("max_iterations", max_iterations)):
-        whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-        if not (name == "rank" and value is None) and not (whole and value >= 1):
-            raise ValueError(f"Received {name}={value!r}. Pass an integer >= 1.")
+    if rank is not None:
+        check_count("rank", rank)
+    check_count("max_iterations", max_iterations)
     check_number("rtol", rtol)
 
 

@@ -66,10 +66,14 @@ COMMON = {
 }
 # Each stage imports only from the stages before it.
 STAGES = [
-    {"backends", "differences", "losses", "datasets"},
-    {"dct", "warp", "operators", "gradients"},
-    {"solvers", "gradient_store"},
-    {"fields"},
+    {"backends", "differences", "checks", "losses", "datasets"},
+    {"scaling", "dct", "operators.screened_poisson", "operators.edge_preserving"},
+    {"operators"},
+    {"solvers.conjugate_gradients"},
+    {"solvers.screened_poisson", "solvers.edge_preserving"},
+    {"solvers.eigenpairs"},
+    {"solvers.low_rank"},
+    {"solvers", "warp", "gradients", "gradient_store"},
     {"flow", "recoloring"},
     {"layers", "layers.base", "basis", "visualization"},
     {"layers.adversarial_flow", "layers.adversarial_recoloring"},

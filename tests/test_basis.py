@@ -12,7 +12,7 @@ from keras import ops
 
 import keras_structadv as ksa
 from keras_structadv.operators import EdgePreserving
-from keras_structadv.recoloring import recoloring_basis
+from keras_structadv.solvers import recoloring_basis
 
 
 @pytest.fixture(scope="module")

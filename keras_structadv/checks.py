@@ -1,12 +1,9 @@
-"""What flows and perturbations share: checks, the scale of a gradient, the strength."""
+"""Checks of arguments, with errors that name the argument."""
 
 import numbers
 from typing import Any
 
 import numpy as np
-from keras import ops
-
-from keras_structadv.backends import largest
 
 
 def check_images(images: Any, gradients: Any) -> None:
@@ -31,6 +28,21 @@ def check_images(images: Any, gradients: Any) -> None:
         )
 
 
+def check_length(name: str, labels: Any, images: Any) -> None:
+    """Raises a `ValueError` unless there is one entry for each image."""
+    if len(labels.shape) == 0:
+        raise ValueError(
+            f"Received {name} without a batch axis. Pass one for each image."
+        )
+    if None not in (labels.shape[0], images.shape[0]) and (
+        labels.shape[0] != images.shape[0]
+    ):
+        raise ValueError(
+            f"Received {name} of shape {tuple(labels.shape)} for images of shape "
+            f"{tuple(images.shape)}. Pass one for each image."
+        )
+
+
 def check_number(
     name: str, value: Any, *, positive: bool = False, advice: str = ""
 ) -> None:
@@ -41,6 +53,18 @@ def check_number(
         raise ValueError(
             f"Received {name}={value!r}. Pass a number in [{least:g}, 1e30]{advice}."
         )
+
+
+def check_count(name: str, value: Any, least: int = 1) -> int:
+    """Returns a number of things as an `int`.
+
+    Raises:
+        ValueError: if it is no integer of at least `least`.
+    """
+    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not whole or value < least:
+        raise ValueError(f"Received {name}={value!r}. Pass an integer >= {least}.")
+    return int(value)
 
 
 def range_pair(name: str, value: Any) -> tuple[float, float]:
@@ -58,53 +82,17 @@ def range_pair(name: str, value: Any) -> tuple[float, float]:
     return tuple(x.item() if isinstance(x, np.generic) else x for x in pair)
 
 
-def normalized(gradients: Any) -> tuple[Any, Any]:
-    """Returns the gradient of each image over its peak, and the peaks.
-
-    Gradients may be as small as 1e-30, whose squares float32 does not hold.
-
-    Args:
-        gradients: float32, (batch, ...), of rank 4.
-
-    Returns:
-        float32, the shape of `gradients`, in [-1, 1], zero for an image whose gradient
-        is zero or not finite; and the peaks, (batch, 1, 1, 1).
-    """
-    finite = ops.all(ops.isfinite(gradients), axis=(1, 2, 3), keepdims=True)
-    gradients = ops.where(finite, gradients, 0.0)
-    peak = largest(ops.abs(gradients), axis=(1, 2, 3), keepdims=True)
-    return ops.divide_no_nan(gradients, peak), peak
-
-
-def limit_of(name: str, strength: Any, fields: Any, unit: str) -> Any:
-    """Returns a strength as it can be multiplied with fields of rank 4.
-
-    Args:
-        name: what the argument is called.
-        strength: finite, >= 0; a number, or one for each image, (batch,).
-        fields: (batch, ...), of rank 4.
-        unit: of the strength.
-
-    Returns:
-        float32, (1, 1, 1, 1) or (batch, 1, 1, 1).
+def strength_range(name: str, value: Any) -> tuple[float, float]:
+    """Returns the (low, high) from which a layer draws, for a number or a pair.
 
     Raises:
-        ValueError: if a value is out of range, or their number is another.
+        ValueError: if it is neither, or out of range.
     """
-    if isinstance(strength, (int, float, list, tuple, np.ndarray, np.generic)):
-        values = np.asarray(strength, "float64")
-        if not np.all((values >= 0) & (values < np.inf)):
-            raise ValueError(
-                f"Received {name}={strength!r}. Pass finite numbers >= 0, {unit}."
-            )
-    strength = ops.convert_to_tensor(strength, "float32")
-    if len(strength.shape) > 1 or (
-        len(strength.shape) == 1
-        and None not in (strength.shape[0], fields.shape[0])
-        and strength.shape[0] != fields.shape[0]
-    ):
+    pair = tuple(value) if isinstance(value, (tuple, list)) else (0.0, value)
+    numeric = len(pair) == 2 and all(isinstance(x, numbers.Real) for x in pair)
+    if not numeric or not 0 <= pair[0] <= pair[1] < float("inf"):
         raise ValueError(
-            f"Received {name} of shape {tuple(strength.shape)} for {fields.shape[0]} "
-            "images. Pass a number, or one for each image."
+            f"Received {name}={value!r}. Pass a number >= 0, to draw from "
+            f"U(0, {name}), or a pair (low, high) with 0 <= low <= high."
         )
-    return ops.reshape(strength, (-1, 1, 1, 1))
+    return float(pair[0]), float(pair[1])
