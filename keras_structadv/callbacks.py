@@ -195,9 +195,7 @@ class AdversarialTraining(keras.callbacks.Callback):
         if not set(self.layers) <= set(self._extremes):
             with strategy_scope(model):
                 self._make_variables()
-        augmented_function = framework().train_function(
-            model, self.augmented, self._variables, self._look_ahead
-        )
+        augmented_function = framework().train_function(model, _Step(self))
         history = getattr(model, "history", None)  # each `fit` makes a new one
 
         def train_function(*arguments: Any) -> Any:  # the state on JAX, the batches
@@ -589,6 +587,23 @@ class AdversarialTraining(keras.callbacks.Callback):
             rise = ops.where(augmented.active > 0, rise, 0.0)
             self._count(layer, augmented._replace(gain=rise))
         return logs
+
+
+class _Step:
+    """The callback's step as an `AugmentedStep`."""
+
+    def __init__(self, callback: AdversarialTraining):
+        self._callback = callback
+
+    @property
+    def variables(self) -> list[keras.Variable]:
+        return self._callback._variables()
+
+    def prepare(self, data: Any) -> None:
+        self._callback._look_ahead(data)
+
+    def __call__(self, train_step: Callable[[Any], Any], data: Any) -> Any:
+        return self._callback.augmented(train_step)(data)
 
 
 def _for(layer: StructuredAdversary, extra: dict) -> dict:

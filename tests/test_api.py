@@ -66,7 +66,16 @@ COMMON = {
 }
 # Each stage imports only from the stages before it.
 STAGES = [
-    {"backends", "differences", "losses", "datasets"},
+    {"backends.train_step"},
+    {"backends.keras_state"},
+    {"backends.base"},
+    {"backends.tensorflow", "backends.jax", "backends.torch"},
+    {"backends.current"},
+    {"backends.snapshot"},
+    {"backends", "differences", "datasets"},
+    {"gradients.inference", "gradients.inputs", "gradients.labels", "gradients.loss"},
+    {"gradients.outputs"},
+    {"gradients.per_image"},
     {"dct", "warp", "operators", "gradients"},
     {"solvers", "gradient_store"},
     {"fields"},

@@ -22,7 +22,7 @@ from keras_structadv.gradients import (
     gradients_of,
     images_among,
 )
-from keras_structadv.losses import TARGETS, check_length, random_wrong
+from keras_structadv.gradients.labels import TARGETS, check_length, random_wrong
 
 _KEYS = ("images", "labels", "targets")
 _MOVED = ("segmentation_masks", "bounding_boxes", "keypoints")
