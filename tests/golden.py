@@ -90,7 +90,9 @@ def main() -> None:
     different = {
         key: np.abs(before[key] - now[key]).max() if key in before else np.nan
         for key in {*before, *now}
-        if key not in before or key not in now or not np.array_equal(before[key], now[key])
+        if key not in before
+        or key not in now
+        or not np.array_equal(before[key], now[key])
     }
     for key in sorted(different):
         print(f"{key}: {different[key]:.2e}")

@@ -66,6 +66,7 @@ COMMON = {
 }
 # Each stage imports only from the stages before it.
 STAGES = [
+<<<<<<< HEAD
     {"backends", "differences", "checks", "losses", "datasets"},
     {"scaling", "dct", "operators.screened_poisson", "operators.edge_preserving"},
     {"operators"},
@@ -74,6 +75,21 @@ STAGES = [
     {"solvers.eigenpairs"},
     {"solvers.low_rank"},
     {"solvers", "warp", "gradients", "gradient_store"},
+=======
+    {"backends.train_step"},
+    {"backends.keras_state"},
+    {"backends.base"},
+    {"backends.tensorflow", "backends.jax", "backends.torch"},
+    {"backends.current"},
+    {"backends.snapshot"},
+    {"backends", "differences", "datasets"},
+    {"gradients.inference", "gradients.inputs", "gradients.labels", "gradients.loss"},
+    {"gradients.outputs"},
+    {"gradients.per_image"},
+    {"dct", "warp", "operators", "gradients"},
+    {"solvers", "gradient_store"},
+    {"fields"},
+>>>>>>> backends
     {"flow", "recoloring"},
     {"layers", "layers.base", "basis", "visualization"},
     {"layers.adversarial_flow", "layers.adversarial_recoloring"},

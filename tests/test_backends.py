@@ -14,7 +14,7 @@ import pytest
 from keras import backend, layers, ops
 
 import keras_structadv as ksa
-from keras_structadv.gradient_store import fingerprint
+from keras_structadv.training.fingerprint import fingerprint
 from keras_structadv.warp import move_boxes, move_points
 
 STORED = pathlib.Path(__file__).with_name("stored_values.npz")

@@ -3,14 +3,13 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_structadv.losses import (
+from keras_structadv.gradients.labels import (
     as_labels,
     most_confident_wrong,
     most_likely,
-    only_entry,
-    per_image_loss,
     random_wrong,
 )
+from keras_structadv.gradients.loss import only_entry, per_image_loss
 
 MODEL = keras.Sequential(name="host")
 

@@ -6,6 +6,7 @@ import numbers
 from typing import Any
 
 import keras
+from keras import ops
 
 from keras_structadv.backends import WeightSnapshot
 from keras_structadv.checks import check_count, range_pair, strength_range
@@ -14,6 +15,7 @@ from keras_structadv.layers.adversary import Adversary
 from keras_structadv.layers.annotations import BOX_FORMATS
 from keras_structadv.layers.binding import Binding
 from keras_structadv.layers.layout import Layout
+from keras_structadv.scaling import is_zero
 
 _TARGETS = (None, *TARGETS)
 _SYNONYMS = {
@@ -111,7 +113,9 @@ class StructuredAdversary(Adversary):
     def _check_names(cls, unknown: dict) -> None:
         """Raises a `TypeError` for an argument that no layer has, with a hint."""
         known = set(inspect.signature(cls).parameters) - {"kwargs"}
-        for name in set(unknown) - set(inspect.signature(keras.layers.Layer).parameters):
+        for name in set(unknown) - set(
+            inspect.signature(keras.layers.Layer).parameters
+        ):
             near = difflib.get_close_matches(name, known, 1)
             hint = _SYNONYMS.get(name) or (near[0] if near else None)
             raise TypeError(
@@ -161,6 +165,12 @@ class StructuredAdversary(Adversary):
         """Returns the random strength of each of `count` images, float32, (count,)."""
         low, high = self._strength_range
         return low + (high - low) * self.draw_uniform(count)
+
+    def measure(self, field: Any, strength: Any) -> Any:
+        """Returns the size of each field, float32, (batch,), in the strength's unit."""
+        if getattr(self, self.scale_name) is None and self.steps == 1:
+            return ops.where(is_zero(field), 0.0, strength)  # as it was made
+        return self.size_of(field)
 
     def check_reuse(self) -> None:
         """Raises a `ValueError` where the gradient of training cannot serve."""
