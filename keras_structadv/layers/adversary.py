@@ -25,7 +25,6 @@ from keras_structadv.layers.contract import (
 from keras_structadv.layers.layout import Layout
 from keras_structadv.layers.passes import current_probe, current_step
 from keras_structadv.layers.selection import Augmented, Selection
-from keras_structadv.layers.value_range import check_values
 from keras_structadv.scaling import is_zero
 
 
@@ -41,6 +40,7 @@ class Adversary(ImageLayer):
     layout: Layout
     seed_generator: keras.random.SeedGenerator
     binding: Binding
+    checks_values: bool
 
     # What a subclass defines.
 
@@ -276,22 +276,6 @@ class Adversary(ImageLayer):
         """Returns the keys of a dict that the layer reads."""
         beside = keys_beside_images(self.binding.model)
         return {*super().known_keys(), *self.extra_keys, *beside}
-
-    @property
-    def checks_values(self) -> bool:
-        """Whether the values of the images are still to be compared with the range."""
-        return self.uses_value_range and self.rate > 0 and not self._values_checked
-
-    def check_values(self, lowest: float, highest: float) -> None:
-        """Warns once if images with these extremes do not fit `value_range`."""
-        if -math.inf < lowest < highest < math.inf:  # other extremes tell nothing
-            self._values_checked = True
-            check_values(self.name, self.value_range, lowest, highest)
-
-    @property
-    def _loss_in_use(self) -> Any:
-        """The loss that overrides the model's own, `None` if none does."""
-        return self.loss if self.binding.loss is None else self.binding.loss
 
     def _check_labels_outside(self, labels: Any, images: Any) -> None:
         """Raises a `ValueError` for masks, which a layer inside a model cannot move."""

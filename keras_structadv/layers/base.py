@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+import math
 import numbers
 from typing import Any
 
@@ -15,6 +16,7 @@ from keras_structadv.layers.adversary import Adversary
 from keras_structadv.layers.annotations import BOX_FORMATS
 from keras_structadv.layers.binding import Binding
 from keras_structadv.layers.layout import Layout
+from keras_structadv.layers.value_range import check_values
 from keras_structadv.scaling import is_zero
 
 _TARGETS = (None, *TARGETS)
@@ -171,6 +173,22 @@ class StructuredAdversary(Adversary):
         if getattr(self, self.scale_name) is None and self.steps == 1:
             return ops.where(is_zero(field), 0.0, strength)  # as it was made
         return self.size_of(field)
+
+    @property
+    def checks_values(self) -> bool:
+        """Whether the values of the images are still to be compared with the range."""
+        return self.uses_value_range and self.rate > 0 and not self._values_checked
+
+    def check_values(self, lowest: float, highest: float) -> None:
+        """Warns once if images with these extremes do not fit `value_range`."""
+        if -math.inf < lowest < highest < math.inf:  # other extremes tell nothing
+            self._values_checked = True
+            check_values(self.name, self.value_range, lowest, highest)
+
+    @property
+    def _loss_in_use(self) -> Any:
+        """The loss that overrides the model's own, `None` if none does."""
+        return self.loss if self.binding.loss is None else self.binding.loss
 
     def check_reuse(self) -> None:
         """Raises a `ValueError` where the gradient of training cannot serve."""
