@@ -11,7 +11,12 @@ from keras_structadv.backends import framework
 from keras_structadv.checks import check_length
 from keras_structadv.gradients.inference import Inference
 from keras_structadv.gradients.inputs import images_among
-from keras_structadv.gradients.labels import TARGETS, as_labels, most_likely
+from keras_structadv.gradients.labels import (
+    TARGETS,
+    are_vectors,
+    as_labels,
+    most_likely,
+)
 from keras_structadv.gradients.outputs import by_output
 
 # Each image's loss is brought to this size before the backward pass. It keeps float16
@@ -47,7 +52,9 @@ def per_image_gradients(
         target: `None` to ascend the loss of `labels`; otherwise the loss of another
             label is descended: `"most_confident_wrong"` or `"random"` (a wrong label,
             drawn for each image), labels in the form of `labels`, or a function
-            `(labels, predictions) -> class ids`.
+            `(labels, predictions) -> class ids`. In vectors of labels a wrong class is
+            one that is not present; see `classes_present`. An image in which every
+            class is present (class id -1) has a gradient of zero.
 
     Returns:
         gradients: float32, the shape of `images`. For a target, the negative of the
@@ -99,33 +106,12 @@ def gradients_of(
 
     def objective(images: Any) -> tuple[Any, Any]:
         losses = 0.0
-        for row in by_output(model, loss, forward(images), labels, aims):
-            if aims is None or row[-1] is not None:  # else an output that is left alone
-                losses = losses + adversarial_losses(*row)
+        for weight, *row, aim in by_output(model, loss, forward(images), labels, aims):
+            if aims is None or aim is not None:  # else an output that is left alone
+                one = _adversarial_losses(*row, rule if aims is None else aim, images)
+                losses = losses + weight * one
         size = ops.maximum(ops.abs(ops.stop_gradient(losses)), 0.01)
         return ops.sum(losses * (_LOSS_SIZE / size)), size
-
-    def adversarial_losses(
-        weight: Any, loss: Any, predictions: Any, true: Any, aim: Any
-    ) -> Any:
-        if len(predictions.shape) == 1:
-            predictions = predictions[:, None]
-        settled = ops.stop_gradient(predictions)
-        if true is None:
-            true = as_labels(most_likely(settled, loss), settled, loss)
-        true = ops.convert_to_tensor(true)
-        check_length("labels", true, images)
-        if target is None:
-            return weight * loss(true, predictions)
-        if rule is not None:
-            aim = rule(true, settled)
-        aim = ops.convert_to_tensor(aim)
-        check_length("target", aim, images)
-        aim = as_labels(aim, settled, loss, like=true)
-        if loss.ignore_class is not None:  # what has no label gets no aim either
-            ignored = ops.cast(loss.ignore_class, true.dtype)
-            aim = ops.where(true == ignored, true, aim)
-        return -weight * loss(aim, predictions)
 
     gradients, size = framework().gradients(
         objective, ops.stop_gradient(ops.cast(images, "float32"))
@@ -134,6 +120,44 @@ def gradients_of(
         return without_gradient(model, images)
     size = ops.reshape(size / _LOSS_SIZE, (-1,) + (1,) * (len(images.shape) - 1))
     return ops.stop_gradient(gradients * size)
+
+
+def _adversarial_losses(
+    loss: Callable, predictions: Any, labels: Any, target: Any, images: Any
+) -> Any:
+    """Returns what each image's gradient ascends for one output, (batch,).
+
+    Args:
+        loss: what `per_image_loss` returned.
+        predictions: (batch, ..., classes), or (batch,).
+        labels: the true labels; `None` for the most likely ones.
+        target: `None` to ascend the loss of the true labels; otherwise labels, or a
+            function `(labels, predictions) -> class ids`, whose loss is descended.
+        images: (batch, ...), for their number.
+    """
+    if len(predictions.shape) == 1:
+        predictions = predictions[:, None]
+    settled = ops.stop_gradient(predictions)
+    if labels is None:
+        labels = as_labels(most_likely(settled, loss), settled, loss)
+    labels = ops.convert_to_tensor(labels)
+    check_length("labels", labels, images)
+    if target is None:
+        return loss(labels, predictions)
+    given = target(labels, settled) if callable(target) else target
+    given = ops.convert_to_tensor(given)
+    check_length("target", given, images)
+    aim = as_labels(given, settled, loss, like=labels)
+    if loss.ignore_class is not None:  # what has no label gets no aim either
+        ignored = ops.cast(loss.ignore_class, labels.dtype)
+        aim = ops.where(labels == ignored, labels, aim)
+    ids = len(given.shape) == len(settled.shape) - 1
+    if not (callable(target) and ids and are_vectors(labels, settled)):
+        return -loss(aim, predictions)
+    # Where every class is present, no class is wrong, and the image gets no gradient.
+    aim = ops.where((given < 0)[..., None], labels, aim)
+    some = ops.any(given >= 0, axis=tuple(range(1, len(given.shape))))
+    return -loss(aim, predictions) * ops.cast(some, "float32")
 
 
 def without_gradient(model: keras.Model, images: Any) -> Any:
