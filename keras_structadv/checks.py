@@ -1,5 +1,6 @@
-"""Checks of arguments, with errors that name the argument."""
+"""Checks of arguments; their errors name the argument."""
 
+import math
 import numbers
 from typing import Any
 
@@ -7,7 +8,12 @@ import numpy as np
 
 
 def check_images(images: Any, gradients: Any) -> None:
-    """Raises a `ValueError` unless both are (batch, height, width, channels)."""
+    """Raises unless both are (batch, height, width, channels), of one shape.
+
+    Raises:
+        ValueError: if a rank is not 4, a size other than the batch is unknown, or the
+            shapes differ.
+    """
     if len(images.shape) != 4:
         raise ValueError(
             f"Received images of shape {tuple(images.shape)}. Pass a batch of shape "
@@ -16,20 +22,24 @@ def check_images(images: Any, gradients: Any) -> None:
     if None in images.shape[1:]:
         raise ValueError(
             f"Received images of shape {tuple(images.shape)}. Height, width and "
-            "channels must be known when the graph is built: resize or crop, and set "
-            "the static shape."
+            "channels must be known when the graph is built. Resize or crop the "
+            "images, and set their static shape."
         )
     if len(gradients.shape) != 4 or any(
         None not in (a, b) and a != b for a, b in zip(images.shape, gradients.shape)
     ):
         raise ValueError(
             f"Received gradients of shape {tuple(gradients.shape)} for images of shape "
-            f"{tuple(images.shape)}. The two shapes must be equal."
+            f"{tuple(images.shape)}. Pass two arrays of the same shape."
         )
 
 
 def check_length(name: str, labels: Any, images: Any) -> None:
-    """Raises a `ValueError` unless there is one entry for each image."""
+    """Raises unless there is one entry for each image.
+
+    Raises:
+        ValueError: if there is no batch axis, or its length differs.
+    """
     if len(labels.shape) == 0:
         raise ValueError(
             f"Received {name} without a batch axis. Pass one for each image."
@@ -46,7 +56,17 @@ def check_length(name: str, labels: Any, images: Any) -> None:
 def check_number(
     name: str, value: Any, *, positive: bool = False, advice: str = ""
 ) -> None:
-    """Raises a `ValueError` unless a value is in [0, 1e30], or in [1e-30, 1e30]."""
+    """Raises unless a value is a number in range.
+
+    Args:
+        name: of the argument.
+        value: of the argument.
+        positive: whether the range is [1e-30, 1e30] instead of [0, 1e30].
+        advice: ends the error: the unit, or what else to pass.
+
+    Raises:
+        ValueError: if the value is not a number, or out of range.
+    """
     number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     least = 1e-30 if positive else 0
     if not number or not least <= value <= 1e30:
@@ -56,10 +76,10 @@ def check_number(
 
 
 def check_count(name: str, value: Any, least: int = 1) -> int:
-    """Returns a number of things as an `int`.
+    """Returns an integer argument as Python's `int`.
 
     Raises:
-        ValueError: if it is no integer of at least `least`.
+        ValueError: if it is not an integer, or below `least`; booleans are rejected.
     """
     whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
     if not whole or value < least:
@@ -68,13 +88,13 @@ def check_count(name: str, value: Any, least: int = 1) -> int:
 
 
 def range_pair(name: str, value: Any) -> tuple[float, float]:
-    """Returns a pair (low, high) as a tuple of Python's numbers.
+    """Returns a pair (low, high) as a tuple of Python numbers.
 
     Raises:
-        ValueError: if it is no pair of finite numbers, or low is not below high.
+        ValueError: if it is not a pair of finite numbers with low < high.
     """
     pair = tuple(value) if isinstance(value, (tuple, list, np.ndarray)) else ()
-    numeric = all(isinstance(x, numbers.Real) and np.isfinite(x) for x in pair)
+    numeric = all(isinstance(x, numbers.Real) and math.isfinite(x) for x in pair)
     if len(pair) != 2 or not numeric or not pair[0] < pair[1]:
         raise ValueError(
             f"Received {name}={value!r}. Pass a pair (low, high), low < high."
@@ -83,10 +103,17 @@ def range_pair(name: str, value: Any) -> tuple[float, float]:
 
 
 def strength_range(name: str, value: Any) -> tuple[float, float]:
-    """Returns the (low, high) from which a layer draws, for a number or a pair.
+    """Returns the range from which a layer draws its strengths.
+
+    Args:
+        name: of the argument.
+        value: a number `high`, for (0, high), or a pair (low, high).
+
+    Returns:
+        `(low, high)`.
 
     Raises:
-        ValueError: if it is neither, or out of range.
+        ValueError: if the value is neither, or not 0 <= low <= high < infinity.
     """
     pair = tuple(value) if isinstance(value, (tuple, list)) else (0.0, value)
     numeric = len(pair) == 2 and all(isinstance(x, numbers.Real) for x in pair)

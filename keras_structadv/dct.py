@@ -11,7 +11,7 @@ from keras_structadv.backends import full_precision
 
 @functools.lru_cache(maxsize=32)
 def dct_matrix(size: int) -> np.ndarray:
-    """Returns the orthonormal DCT-II matrix: `dct_matrix(n) @ x` transforms `x`.
+    """Returns the orthonormal DCT-II matrix; `dct_matrix(n) @ x` transforms `x`.
 
     Args:
         size: number of samples, >= 1.
@@ -54,8 +54,8 @@ def dct2(planes: Any, size: int | None = None) -> Any:
 
     Args:
         planes: float32, (..., height, width), height and width static.
-        size: k, to compute only the k lowest frequencies along each axis, at most
-            those there are; `None` for all.
+        size: k, the number of lowest frequencies to compute along each axis; `None`
+            for all.
 
     Returns:
         The coefficients, float32, (..., min(k, height), min(k, width)).
@@ -69,8 +69,8 @@ def idct2(coefficients: Any, shape: tuple[int, int] | None = None) -> Any:
 
     Args:
         coefficients: float32, (..., k, l), k and l static.
-        shape: height and width of the planes, at least (k, l); the coefficients of
-            higher frequencies are zero. `None` for (k, l).
+        shape: height and width of the planes, at least (k, l); missing frequencies
+            count as zero. `None` for (k, l).
 
     Returns:
         The planes, float32, (..., height, width).
@@ -88,5 +88,5 @@ def _product(left: Any, planes: Any, right: Any) -> Any:
 
 def _constant(array: np.ndarray) -> np.ndarray:
     array = array.astype("float32")
-    array.setflags(write=False)  # it is shared by every caller through the cache
+    array.setflags(write=False)  # the cache shares it among all callers
     return array

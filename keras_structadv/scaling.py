@@ -1,24 +1,24 @@
-"""The size of fields: their peaks, their limits, and whether they are zero."""
+"""The size of a gradient or a field: peak, limit, zero."""
 
 from typing import Any
 
 import numpy as np
 from keras import ops
 
-from keras_structadv.backends import largest
+from keras_structadv.backends import largest as largest
 
 
 def normalized(gradients: Any) -> tuple[Any, Any]:
-    """Returns the gradient of each image over its peak, and the peaks.
+    """Divides the gradient of each image by its peak, the largest absolute value.
 
-    Gradients may be as small as 1e-30, whose squares float32 does not hold.
+    This keeps the squares of tiny gradients (1e-30) from vanishing in float32.
 
     Args:
         gradients: float32, (batch, ...), of rank 4.
 
     Returns:
-        float32, the shape of `gradients`, in [-1, 1], zero for an image whose gradient
-        is zero or not finite; and the peaks, (batch, 1, 1, 1).
+        `(gradients, peaks)`: float32, the shape of `gradients`, in [-1, 1], zero for an
+        image whose gradient is zero or not finite; and float32, (batch, 1, 1, 1).
     """
     finite = ops.all(ops.isfinite(gradients), axis=(1, 2, 3), keepdims=True)
     gradients = ops.where(finite, gradients, 0.0)
@@ -27,19 +27,19 @@ def normalized(gradients: Any) -> tuple[Any, Any]:
 
 
 def limit_of(name: str, strength: Any, fields: Any, unit: str) -> Any:
-    """Returns a strength as it can be multiplied with fields of rank 4.
+    """Returns a strength in a shape that broadcasts with fields of rank 4.
 
     Args:
-        name: what the argument is called.
+        name: of the argument, for errors.
         strength: finite, >= 0; a number, or one for each image, (batch,).
         fields: (batch, ...), of rank 4.
-        unit: of the strength.
+        unit: of the strength, for errors.
 
     Returns:
         float32, (1, 1, 1, 1) or (batch, 1, 1, 1).
 
     Raises:
-        ValueError: if a value is out of range, or their number is another.
+        ValueError: if a value is out of range, or their number is not that of images.
     """
     if isinstance(strength, (int, float, list, tuple, np.ndarray, np.generic)):
         values = np.asarray(strength, "float64")
@@ -61,5 +61,5 @@ def limit_of(name: str, strength: Any, fields: Any, unit: str) -> Any:
 
 
 def is_zero(field: Any) -> Any:
-    """Returns, for each field, whether it is zero everywhere, bool, (batch,)."""
+    """Tells which fields are zero everywhere: bool, (batch,)."""
     return ops.all(field == 0, axis=(1, 2, 3))

@@ -1,4 +1,4 @@
-"""The operator that keeps a recolouring off the contours."""
+"""The operator whose inverse recolours surfaces and keeps contours."""
 
 import copy
 from typing import Any
@@ -13,7 +13,7 @@ _EDGINESS_FLOOR = 1e-3
 
 
 class EdgePreserving:
-    """The operator whose inverse recolours surfaces and leaves contours alone.
+    """The edge-preserving operator of a batch of images, matrix-free.
 
     With the edginess `e = sqrt(sum_c Zx_c² + Zy_c²)` of an image Z and the directions
     `n_y,c = Zy_c / (e + 1e-3)` and `n_x,c = Zx_c / (e + 1e-3)`,
@@ -21,20 +21,19 @@ class EdgePreserving:
         A = BᵀB + coherence * sum_c (Dyᵀ W Dy + Dxᵀ W Dx) + damping * I
         B = sum_c (diag(n_y,c) Dy + diag(n_x,c) Dx),    W = 1 / (1 + (e / edge_scale)²)
 
-    `BᵀB` is the paper's M: it keeps the edginess of every pixel. Its rank is at most N
-    of the C N unknowns, so that only the sum has an inverse. The second term ties
-    neighbours together where no edge lies between them.
+    `BᵀB` is the paper's M; it penalizes changes of edginess. Its rank is at most N of
+    C N unknowns, so M alone has no inverse. The second term couples neighbours where no
+    edge lies between them.
 
-    One operator holds a whole batch, and no matrix. Its fields have the batch as their
-    last axis, (height, width, channels, batch): the inner loops then run over images,
-    which is twice as fast as with the batch first.
+    Fields have the batch as their last axis, (height, width, channels, batch). The
+    inner loops then run over images, which is twice as fast as with the batch first.
 
     Args:
         images: float32, (batch, height, width, channels), scaled to [0, 1]; height,
             width and channels static.
         coherence: weight of the second term, >= 0; zero for the paper's own operator.
         damping: > 0; makes the operator positive definite.
-        edge_scale: the edginess, > 0, at which neighbours are tied by half.
+        edge_scale: the edginess, > 0, at which the coupling W is one half.
 
     Reference: Luo, Mobahi, Bengio (2020), eq. 26 to 32.
     """
@@ -56,7 +55,7 @@ class EdgePreserving:
         self.direction = (zy * inverse, zx * inverse)
         self._mean_square = ops.mean(squares * ops.square(inverse), axis=(0, 1, 2))
         tie = coherence / (1 + ops.square(edginess / edge_scale))
-        # The last pixel of a line has no neighbour to be tied to.
+        # The last pixel of a line has no next neighbour.
         rows, columns = np.ones((2, self.height, self.width, 1, 1), "float32")
         rows[-1], columns[:, -1] = 0, 0
         self.ties = (ops.multiply(tie, rows), ops.multiply(tie, columns))
@@ -67,7 +66,7 @@ class EdgePreserving:
         return self.height * self.width * self.channels
 
     def repeated(self, times: int) -> "EdgePreserving":
-        """Returns the operator for `times` fields of each image, those side by side."""
+        """Returns the operator for `times` consecutive fields of each image."""
         other = copy.copy(self)
         other.direction, other.ties, other._mean_square = keras.tree.map_structure(
             lambda x: ops.repeat(x, times, axis=-1),
@@ -76,7 +75,7 @@ class EdgePreserving:
         return other
 
     def edginess_rate(self, fields: Any) -> Any:
-        """Returns `B x`, how fast the edginess of each pixel changes along a field.
+        """Returns `B x`, the rate of change of the edginess along a field.
 
         Args:
             fields: float32, (height, width, channels, batch).
@@ -120,33 +119,33 @@ class EdgePreserving:
     def diagonal(self) -> Any:
         """Returns the diagonal of A, float32, (height, width, channels, batch)."""
         (ny, nx), (tie_y, tie_x) = self.direction, self.ties
-        # Each difference meets its own pixel and the next one; at its own, B adds the
-        # two before they are squared. The last of a line is zero and may come around.
+        # A difference involves a pixel and the next one. At its own pixel, B adds the
+        # two differences before squaring. `roll` only wraps the last, which is zero.
         down = ops.roll(ops.square(ny) + tie_y, 1, axis=0)
         right = ops.roll(ops.square(nx) + tie_x, 1, axis=1)
         return ops.square(ny + nx) + tie_y + tie_x + down + right + self.damping
 
     def mean_weight(self) -> Any:
-        """Returns the k whose `k (DxᵀDx + DyᵀDy)` is most like A, (batch,)."""
+        """Returns the k for which `k (DxᵀDx + DyᵀDy)` is nearest to A, (batch,)."""
         tie = ops.mean(self.ties[0], axis=(0, 1, 2))
         return tie + self._mean_square / (2 * self.channels)
 
     def to_coordinates(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Returns the entries of one image's matrix as `(rows, columns, values)`.
 
-        The unknowns are in the order (height, width, channels). Several entries at one
-        place are to be added, as `scipy.sparse.coo_array` does.
+        Unknowns are ordered (height, width, channels). Repeated entries add up, as in
+        `scipy.sparse.coo_array`.
 
         Args:
-            index: the place of the image in the batch.
+            index: of the image in the batch.
         """
         ny, nx, tie_y, tie_x = (
             ops.convert_to_numpy(x)[..., index].astype("float64")
             for x in (*self.direction, *self.ties)
         )
         channels, pixels = self.channels, self.height * self.width
-        # A is a sum over pixels: each has a small matrix on its own values and on those
-        # of the pixels below and to the right.
+        # A is a sum over pixels of small matrices, each on the values of a pixel and of
+        # the pixels below and to the right.
         own = np.arange(self.size).reshape(self.height, self.width, channels)
         unknowns = np.concatenate(
             [own, np.roll(own, -1, axis=0), np.roll(own, -1, axis=1)], axis=-1

@@ -1,4 +1,4 @@
-"""The operator that makes a flow smooth."""
+"""The operator whose inverse makes a flow smooth."""
 
 from typing import Any
 
@@ -39,7 +39,14 @@ class ScreenedPoisson:
         return self.height * self.width
 
     def matvec(self, planes: Any) -> Any:
-        """Returns the operator applied to (..., height, width), same shape."""
+        """Applies the operator.
+
+        Args:
+            planes: float32, (..., height, width).
+
+        Returns:
+            float32, the shape of `planes`.
+        """
         planes = ops.convert_to_tensor(planes)
         laplacian = 0.0
         for axis in (-2, -1):
@@ -77,10 +84,10 @@ class ScreenedPoisson:
         return rows[order], columns[order], values[order]
 
     def to_sparse(self) -> Any:
-        """Returns the backend's sparse tensor, float32, (N, N).
+        """Returns the matrix as the backend's sparse tensor, float32, (N, N).
 
         Raises:
-            NotImplementedError: if the backend has no sparse tensors that Keras uses.
+            NotImplementedError: if Keras has no sparse tensors on this backend.
         """
         rows, columns, values = self.to_coordinates()
         indices = np.stack([rows, columns], axis=1)
