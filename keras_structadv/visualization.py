@@ -1,5 +1,7 @@
 """Pictures of what an adversary does. Matplotlib is imported where it is used."""
 
+import math
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -27,7 +29,8 @@ def plot_flow(
             their true length on the image.
         before: titles of the originals, e.g. the model's answer and confidence.
         after: titles of the warped images.
-        value_range: the lowest and the highest value of the images.
+        value_range: the lowest and the highest value of the images. Images that do
+            not fit it raise a warning.
         arrows: arrows along the longer side, at most one for each pixel.
 
     Returns:
@@ -43,9 +46,10 @@ def plot_flow(
     before = ["image"] * count if before is None else before
     after = ["warped"] * count if after is None else after
     _check_counts(images=images, flows=flows, before=before, after=after)
+    images, flows = _floats(images), _floats(flows)
+    _check_values(images, value_range)
     figure, axes = _rows(count, 3)
     for row, image, flow, first, last in zip(axes, images, flows, before, after):
-        image, flow = (ops.convert_to_numpy(x).astype("float32") for x in (image, flow))
         warped = ops.convert_to_numpy(dense_image_warp(image[None], flow[None]))[0]
         longest = np.linalg.norm(flow, axis=-1).max()
         titles = (first, f"flow, up to {longest:.1f} px", last)
@@ -80,7 +84,8 @@ def plot_recoloring(
         perturbations: for each image, of its shape; shown likewise.
         before: titles of the originals, e.g. the model's answer and confidence.
         after: titles of the results.
-        value_range: the lowest and the highest value of the images.
+        value_range: the lowest and the highest value of the images. Images that do
+            not fit it raise a warning.
 
     Returns:
         A `matplotlib.figure.Figure`.
@@ -101,13 +106,13 @@ def plot_recoloring(
         before=before,
         after=after,
     )
+    images, gradients = _floats(images), _floats(gradients)
+    perturbations = _floats(perturbations)
+    _check_values(images, value_range)
     figure, axes = _rows(count, 4)
-    for row, *arrays, first, last in zip(
+    for row, image, gradient, perturbation, first, last in zip(
         axes, images, gradients, perturbations, before, after
     ):
-        image, gradient, perturbation = (
-            ops.convert_to_numpy(x).astype("float32") for x in arrays
-        )
         if not image.shape == gradient.shape == perturbation.shape:
             raise ValueError(
                 f"Received an image of shape {image.shape}, its gradient of shape "
@@ -131,6 +136,30 @@ def _check_counts(**sequences: Any) -> None:
     if len(set(counts.values())) > 1:
         listed = ", ".join(f"{count} {name}" for name, count in counts.items())
         raise ValueError(f"Received {listed}. Pass one for each image.")
+
+
+def _floats(arrays: Iterable[Any]) -> list[np.ndarray]:
+    return [ops.convert_to_numpy(array).astype("float32") for array in arrays]
+
+
+def _check_values(images: list[np.ndarray], value_range: tuple[float, float]) -> None:
+    """Warns if the images do not fit their range, as the layers do."""
+    lowest = float(min((image.min() for image in images), default=0))
+    highest = float(max((image.max() for image in images), default=0))
+    if not -math.inf < lowest < highest < math.inf:
+        return  # constant images tell nothing
+    low, high = value_range
+    span = high - low
+    outside = lowest < low - 0.01 * span or highest > high + 0.01 * span
+    if outside or highest < low + 0.03 * span:
+        usual = [(0, 1), (-1, 1), (0, 255), (math.floor(lowest), math.ceil(highest))]
+        likely = next(x for x in usual if x[0] <= lowest and highest <= x[1])
+        warnings.warn(
+            f"Received value_range={value_range} and images with values from "
+            f"{lowest:.3g} to {highest:.3g}, which come out black, white or cut off. "
+            f"Pass the range of the images, e.g. value_range={likely}.",
+            stacklevel=3,
+        )
 
 
 def _rows(count: int, columns: int) -> tuple[Any, np.ndarray]:

@@ -1,3 +1,5 @@
+import warnings
+
 import numpy as np
 import pytest
 
@@ -55,3 +57,45 @@ def test_plot_recoloring_names_what_does_not_fit():
         visualization.plot_recoloring(image, np.zeros((2, 8, 8, 1)), image)
     with pytest.raises(ValueError, match=r"gradient of shape \(4, 8, 1\)"):
         visualization.plot_recoloring(image, image[:, :4], image)
+
+
+def plot(images, **kwargs):
+    """Returns a figure of these images with a flow of zero."""
+    return visualization.plot_flow(images, np.zeros((*images.shape[:3], 2)), **kwargs)
+
+
+def recolor(images, **kwargs):
+    change = np.zeros_like(images)
+    return visualization.plot_recoloring(images, change, change, **kwargs)
+
+
+@pytest.mark.parametrize("draw", [plot, recolor])
+@pytest.mark.parametrize(
+    "low,high,value_range,likely",
+    [
+        (0, 1, {}, r"\(0, 1\)"),
+        (-1, 1, {}, r"\(-1, 1\)"),
+        (0, 255, {"value_range": (0, 1)}, r"\(0, 255\)"),
+        (-100, 300, {}, r"\(-100, 300\)"),
+    ],
+)
+def test_images_out_of_their_range_raise_a_warning(
+    draw, low, high, value_range, likely
+):
+    images = np.linspace(low, high, 2 * 8 * 8).reshape((2, 8, 8, 1))
+    with pytest.warns(UserWarning, match=f"value_range={likely}") as caught:
+        draw(images, **value_range)
+    assert len(caught) == 1 and caught[0].filename == __file__
+
+
+@pytest.mark.parametrize("draw", [plot, recolor])
+def test_images_in_their_range_raise_no_warning(draw):
+    images = np.linspace(0, 1, 2 * 8 * 8).reshape((2, 8, 8, 1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        draw(images, value_range=(0, 1))
+        draw(255 * images)
+        draw(np.stack([images[0] * 0, images[1] * 255]))  # one of them black
+        draw(0 * images)  # constant: nothing to tell from
+        draw(np.full_like(images, np.nan))
+        draw((200 * images).astype("uint8"))
