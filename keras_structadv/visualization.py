@@ -1,14 +1,19 @@
 """Pictures of what an adversary does. Matplotlib is imported where it is used."""
 
+import functools
+import io
 import math
 import warnings
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from keras import ops
 
 from keras_structadv.warp import dense_image_warp
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def plot_flow(
@@ -19,7 +24,7 @@ def plot_flow(
     after: Sequence[str] | None = None,
     value_range: tuple[float, float] = (0, 255),
     arrows: int = 14,
-) -> Any:
+) -> "Figure":
     """Returns a figure: original, flow as arrows, and warped image, a row for each.
 
     Args:
@@ -34,7 +39,8 @@ def plot_flow(
         arrows: arrows along the longer side, at most one for each pixel.
 
     Returns:
-        A `matplotlib.figure.Figure`.
+        A `matplotlib.figure.Figure`. A notebook displays it, `savefig` saves it,
+        `show` opens a window; a script keeps the window open with `pyplot.show()`.
 
     Raises:
         ValueError: if the numbers of images, flows and titles differ, or their shapes
@@ -73,7 +79,7 @@ def plot_recoloring(
     before: Sequence[str] | None = None,
     after: Sequence[str] | None = None,
     value_range: tuple[float, float] = (0, 255),
-) -> Any:
+) -> "Figure":
     """Returns a figure: original, raw gradient, perturbation, result, a row for each.
 
     Args:
@@ -88,7 +94,8 @@ def plot_recoloring(
             not fit it raise a warning.
 
     Returns:
-        A `matplotlib.figure.Figure`.
+        A `matplotlib.figure.Figure`. A notebook displays it, `savefig` saves it,
+        `show` opens a window; a script keeps the window open with `pyplot.show()`.
 
     Raises:
         ValueError: if the numbers of images, gradients, perturbations and titles
@@ -167,7 +174,34 @@ def _rows(count: int, columns: int) -> tuple[Any, np.ndarray]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(2.2 * columns, 2.3 * count), layout="constrained")
+    figure.show = functools.partial(_open_window, figure)
+    figure._repr_png_ = functools.partial(_png, figure)
     return figure, figure.subplots(count, columns, squeeze=False)
+
+
+def _open_window(figure: Any, warn: bool = True) -> None:
+    """Shows a figure as `Figure.show` does, which accepts figures of pyplot only.
+
+    pyplot learns of the figure here and not before: it displays all that it knows in a
+    notebook, a second time, and warns of more than 20.
+    """
+    from matplotlib import pyplot
+    from matplotlib.backend_bases import NonGuiException
+
+    if figure.canvas.manager is None:
+        pyplot.figure(FigureClass=lambda **_: figure)
+    try:
+        figure.canvas.manager.show()
+    except NonGuiException as error:  # no window with this backend
+        if warn:
+            warnings.warn(str(error), stacklevel=2)
+
+
+def _png(figure: Any) -> bytes:
+    """Returns the PNG for IPython, which without pyplot shows no figure."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    return file.getvalue()
 
 
 def _show(row: Any, pictures: Iterable[np.ndarray], titles: Iterable[str]) -> None:
