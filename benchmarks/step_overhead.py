@@ -1,15 +1,14 @@
 """What adversarial augmentation adds to a training step.
 
-A small ResNet on 32x32x3 crops of photographs, batch 128. Each variant is a model of its
-own that starts from the same weights and takes the steps that `fit` would take. All
-variants run in turn in one process; the median over the rounds is that of the ratio to
-the plain step of the same round.
+A small ResNet on 32x32x3 crops of photographs, batch 128. Each variant is a model of
+its own, from the same initial weights, and takes the steps that `fit` would take. All
+variants run in turn in one process; each row is the median over the rounds of the ratio
+to the plain step of the same round.
 
     python -m benchmarks.step_overhead [--rounds N] [--only SUBSTRING] [--small]
 """
 
 import argparse
-from collections.abc import Callable
 
 import keras
 import numpy as np

@@ -13,8 +13,9 @@ import statistics
 
 import optuna
 
+from experiments.cells import ADVERSARIES, Cell, load_cells
 from experiments.datasets import DESCRIPTIONS
-from experiments.train import ADVERSARIES, Cell, load_cells, train
+from experiments.runs import train
 
 FIRST_SEED = 1000
 
