@@ -8,7 +8,8 @@ import pytest
 
 import keras_structadv as ksa
 from experiments import datasets, models, runs, search, table, train
-from experiments.cells import ADVERSARIES, CONFIGS, load_cells
+from experiments.cells import ADVERSARIES, CONFIGS, Cell, load_cells
+from experiments.plans import PLAIN, VARIANTS
 
 DATA = ("cifar10", "cifar100", "stl10")
 # Tables 1 and 2 of the paper, in percent, in the order of `DATA`.
@@ -158,6 +159,20 @@ def test_the_digest_is_of_what_changes_the_result(changes, same):
     plain = ["adversary=flow", "policy=base"]
     digests = [load_cells("small/digits", plain + x)[0].digest() for x in ([], changes)]
     assert (digests[0] == digests[1]) == same
+
+
+def test_recorded_runs_are_still_found_by_their_digests():
+    # Results are resumed by the digest: a change of it would train them all again.
+    results = CONFIGS.parent / "results"
+    for record in table.read_records(results / "small.jsonl"):
+        assert Cell(**record["settings"]).digest() == record["digest"], record["cell"]
+    recorded = {
+        (record["data"], record["digest"])
+        for record in table.read_records(results / "variants.jsonl")
+    }
+    assert recorded == {
+        (data, load_cells(f"small/{data}", PLAIN)[0].digest()) for data in VARIANTS
+    }
 
 
 def test_batches_change_from_epoch_to_epoch():
