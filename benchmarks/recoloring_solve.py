@@ -5,7 +5,7 @@ iteration is the larger of two times: to move its arrays once, at the rate at wh
 machine copies an array of that size, and to do its matrix products, at the rate of a
 large one. Against SciPy's sparse factorisation of the same operator, for one image.
 
-    python -m benchmarks.recoloring_solve [--rounds N] [--sizes 32 64 224]
+    python -m benchmarks.recoloring_solve [--rounds N] [--sizes 32 64 224] [--small]
 """
 
 import argparse
@@ -52,19 +52,24 @@ def there_and_back(tall, wide):
     return tf.matmul(tall, tf.matmul(tall, wide), transpose_a=True)
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--sizes", type=int, nargs="+", default=list(BATCH))
-    options = parser.parse_args()
+    parser.add_argument(
+        "--sizes", type=int, nargs="+", default=list(BATCH), choices=BATCH
+    )
+    parser.add_argument("--small", action="store_true", help="4 images, one round")
+    options = parser.parse_args(arguments)
+    if options.small:
+        options.rounds, options.sizes = 1, [min(BATCH)]
     print(f"\n{machine()}; median of {options.rounds} rounds, with XLA")
     print(
         "| images | solve | iterations, mean and most | an iteration | moving alone "
         "| products alone | of the floor | SciPy, an image |\n" + "|---" * 8 + "|"
     )
     for size in options.sizes:
-        batch = BATCH[size]
+        batch = 4 if options.small else BATCH[size]
         (images, _), _ = ksa.datasets.load_photographs(size, -(-batch // 10))
         order = np.random.default_rng(0).permutation(len(images))[:batch]
         images = tf.constant(images[order] / 255, "float32")

@@ -6,7 +6,7 @@ raw gradient, by the paper's own operator (coherence=0, damped), by ours, and by
 with noise in the place of the gradient. Contours are kept if what the change adds to
 the slopes of the image lies on its edges.
 
-    python -m benchmarks.recoloring_structure [--models 5] [--picture FILE]
+    python -m benchmarks.recoloring_structure [--models 5] [--picture FILE] [--small]
 """
 
 import argparse
@@ -16,7 +16,7 @@ import numpy as np
 from keras import layers
 
 import keras_structadv as ksa
-from experiments.models import small_cnn
+from experiments.models import confidences, small_cnn
 from experiments.table import mean_and_error
 from keras_structadv.datasets import PHOTOGRAPHS
 
@@ -24,9 +24,9 @@ MAGNITUDE = 0.08
 PICTURED = ("chelsea", "coffee", "motorcycle", "china")
 
 
-def train(seed: int) -> keras.Model:
+def train(seed: int, crops: int = 100, epochs: int = 10) -> keras.Model:
     """Returns a model that tells the photographs apart."""
-    (x, y), _ = ksa.datasets.load_photographs(crops=100, seed=seed)
+    (x, y), _ = ksa.datasets.load_photographs(crops=crops, seed=seed)
     keras.utils.set_random_seed(seed)
     model = small_cnn(x.shape[1:], len(PHOTOGRAPHS), head=layers.GlobalAveragePooling2D)
     model.compile(
@@ -34,7 +34,7 @@ def train(seed: int) -> keras.Model:
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
     )
-    model.fit(x, y, 50, 10, verbose=0)
+    model.fit(x, y, 50, epochs, verbose=0)
     return model
 
 
@@ -73,10 +73,18 @@ def changes_of(x: np.ndarray, gradients: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
-def measure(seed: int, picture: str | None = None) -> dict[str, np.ndarray]:
-    """Returns, for one model, the mean of each photograph in each column."""
-    model = train(seed)
-    _, (x, y) = ksa.datasets.load_photographs(crops=20, seed=seed)
+def measure(
+    seed: int, picture: str | None = None, small: bool = False
+) -> dict[str, np.ndarray]:
+    """Returns, for one model, the mean of each photograph in each column.
+
+    Args:
+        seed: seed of the crops and of the model.
+        picture: file to write the picture to.
+        small: whether a crop of each photograph and one epoch are enough.
+    """
+    model = train(seed, crops=1, epochs=1) if small else train(seed)
+    _, (x, y) = ksa.datasets.load_photographs(crops=1 if small else 20, seed=seed)
     x = x.astype("float32")
     accuracy = model.evaluate(x, y, 100, verbose=0)[1]
     print(f"model {seed}: accuracy on the right halves {accuracy:.3f}", flush=True)
@@ -98,14 +106,16 @@ def measure(seed: int, picture: str | None = None) -> dict[str, np.ndarray]:
     return {k: v.reshape(len(PHOTOGRAPHS), -1).mean(axis=1) for k, v in columns.items()}
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Prints the table and, if asked for, draws the picture."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", type=int, default=5)
     parser.add_argument("--picture", help="file to write the picture to")
-    options = parser.parse_args()
+    parser.add_argument("--small", action="store_true", help="one model, ten crops")
+    options = parser.parse_args(arguments)
+    options.models = 1 if options.small else options.models
     results = [
-        measure(seed, options.picture if seed == 0 else None)
+        measure(seed, options.picture if seed == 0 else None, options.small)
         for seed in range(options.models)
     ]
     print(f"\nmean over {options.models} models; changes of RMS {MAGNITUDE}")
@@ -125,9 +135,8 @@ def main() -> None:
 
 def draw(model, x, y, gradients, changes, path) -> None:
     """Draws, of four photographs, the crop that lost most of its confidence."""
-    softmax = keras.Sequential([model, layers.Softmax()])
     changed = np.clip(x + changes, 0, 255)
-    before, after = (softmax.predict(v, 100, verbose=0) for v in (x, changed))
+    before, after = (confidences(model, v) for v in (x, changed))
     place = np.arange(len(y))
     fall = np.where(before.argmax(axis=1) == y, before[place, y] - after[place, y], -1)
     chosen = [

@@ -3,19 +3,22 @@
 Every variant against the plain form, on digits with 200 training images; seeds, and so
 splits, other than those of the table in the README.
 
-    python -m benchmarks.reuse_variants [--seeds 20] [--data digits]
+    python -m benchmarks.reuse_variants [--seeds 20] [--data digits] [--small]
 """
 
 import argparse
-import os
+import functools
+from collections.abc import Callable
+from typing import Any
 
 import keras
 from keras import ops
 
 import keras_structadv as ksa
-from benchmarks.demo import DATA, train
+from benchmarks.demo import cell_of, workers
+from experiments.cells import Cell
+from experiments.runs import run_all, train
 from experiments.table import comparison
-from experiments.train import run_all
 
 FIRST_SEED = 100
 
@@ -71,47 +74,58 @@ class BandLimitedRandom(ksa.AdversarialFlow):
         return super().decode(images, ops.where(found, noise, 0.0), size, strength)
 
 
-def reuse(store=ksa.GradientStore, kind=ksa.AdversarialFlow):
-    """Returns a row: a function that makes the callbacks."""
+def reuse(
+    store: Callable = ksa.GradientStore, kind: type = ksa.AdversarialFlow
+) -> Callable:
+    """Returns a row: a function that makes the callbacks, as `train` asks for them."""
 
-    def callbacks(displacement, seed):
-        layer = kind(displacement, rate=0.5, seed=seed)
-        return [ksa.AdversarialTraining(layer, gradient=store())]
+    def callbacks(cell: Cell, seed: int, **kwargs: Any) -> list:
+        layer = kind(**cell.flow, seed=seed)
+        return [ksa.AdversarialTraining(layer, gradient=store(**kwargs))]
 
     return callbacks
 
 
+def sized(size: int) -> Callable:
+    """Returns a store of `size` x `size` coefficients."""
+    return functools.partial(ksa.GradientStore, size=size)
+
+
 ROWS = {
     "reused, k = 8": reuse(),
-    "k = 4": reuse(lambda: ksa.GradientStore(size=4)),
-    "k = 6": reuse(lambda: ksa.GradientStore(size=6)),
-    "k = 12": reuse(lambda: ksa.GradientStore(size=12)),
-    "averaged over epochs, 0.5": reuse(lambda: Averaged(0.5)),
-    "averaged over epochs, 0.9": reuse(lambda: Averaged(0.9)),
+    "k = 4": reuse(sized(4)),
+    "k = 6": reuse(sized(6)),
+    "k = 12": reuse(sized(12)),
+    "averaged over epochs, 0.5": reuse(functools.partial(Averaged, 0.5)),
+    "averaged over epochs, 0.9": reuse(functools.partial(Averaged, 0.9)),
     "half of the images updated": reuse(HalfUpdated),
     "half random": reuse(kind=HalfRandom),
     "random code of the same band": reuse(kind=BandLimitedRandom),
 }
+SMALL_ROWS = ("reused, k = 8", "averaged over epochs, 0.5", "half random")
 
 
-def measure(job):
-    """Returns the test accuracy of a job."""
+def measure(job: tuple[str, str, int], smoke: bool = False) -> float:
+    """Returns the test accuracy of a job, `(data, row, seed)`."""
     data, row, seed = job
-    strength = DATA[data].strength["none"]
-    return train(DATA[data]._replace(rows=ROWS), row, seed, strength)[1][0]
+    cell = cell_of(data, "adversarial flow, reused")
+    return train(cell, seed, smoke=smoke, callbacks=ROWS[row])[1]["accuracy"][""]
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Trains and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--data", default="digits", choices=["digits", "glyphs"])
-    options = parser.parse_args()
-    seeds = range(FIRST_SEED, FIRST_SEED + options.seeds)
-    jobs = [(options.data, row, s) for s in seeds for row in ROWS]
-    results = dict(run_all(jobs, measure, workers=os.cpu_count() or 1))
+    parser.add_argument("--small", action="store_true", help="two steps, three rows")
+    options = parser.parse_args(arguments)
+    rows = SMALL_ROWS if options.small else tuple(ROWS)
+    seeds = range(FIRST_SEED, FIRST_SEED + (1 if options.small else options.seeds))
+    jobs = [(options.data, row, s) for s in seeds for row in rows]
+    smallest = functools.partial(measure, smoke=options.small)
+    results = dict(run_all(jobs, smallest, **workers(options.small)))
     accuracies = {
-        (row,): {s: results[options.data, row, s] for s in seeds} for row in ROWS
+        (row,): {s: results[options.data, row, s] for s in seeds} for row in rows
     }
     first = next(iter(accuracies))
     bases = {first[0]: lambda _: first}

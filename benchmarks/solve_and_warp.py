@@ -4,7 +4,7 @@ The solve of eq. 15 against the explicit inverse of the paper's Algorithm 1 and 
 SciPy's sparse factorisation; the warp against `keras.ops.image.map_coordinates`. Every
 call in turn in one process, medians over the rounds.
 
-    python -m benchmarks.solve_and_warp [--rounds N] [--sizes 32 96 224 512]
+    python -m benchmarks.solve_and_warp [--rounds N] [--sizes 32 96 224 512] [--small]
 """
 
 import argparse
@@ -100,19 +100,25 @@ def report(calls: dict, build: dict, base: str, rounds: int, place: str) -> None
         )
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--sizes", type=int, nargs="+", default=list(BATCH))
-    options = parser.parse_args()
+    parser.add_argument(
+        "--sizes", type=int, nargs="+", default=list(BATCH), choices=BATCH
+    )
+    parser.add_argument("--small", action="store_true", help="4 images, one round")
+    options = parser.parse_args(arguments)
+    if options.small:
+        options.rounds, options.sizes = 1, [min(BATCH)]
     print(f"\n{machine()}; median of {options.rounds} rounds\n")
     print("| images | what | a batch | ratio | to build |\n|---|---|---|---|---|")
     for size in options.sizes:
-        place = f"{size}x{size} x {BATCH[size]}"
-        calls, build = solves(size, BATCH[size])
+        batch = 4 if options.small else BATCH[size]
+        place = f"{size}x{size} x {batch}"
+        calls, build = solves(size, batch)
         report(calls, build, "dct", options.rounds, place)
-        report(warps(size, BATCH[size]), {}, "warp", options.rounds, place)
+        report(warps(size, batch), {}, "warp", options.rounds, place)
 
 
 if __name__ == "__main__":

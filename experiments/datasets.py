@@ -42,6 +42,8 @@ DESCRIPTIONS = {
     "stl10": Description((96, 96, 3), 10, 5000, 8000, True, 12, 16, 128.0),
     # Digits and characters: not mirrored; the rest in proportion to their size.
     "digits": Description((16, 16, 1), 10, 200, 800, False, 2, 8, 0.0),
+    "digits-100": Description((16, 16, 1), 10, 100, 800, False, 2, 8, 0.0),
+    "digits-500": Description((16, 16, 1), 10, 500, 800, False, 2, 8, 0.0),
     "glyphs": Description((28, 28, 1), 47, 282, 423, False, 3, 14, 0.0),
     "colour-glyphs": Description((28, 28, 3), 47, 1128, 470, False, 3, 14, 128.0),
 }
@@ -81,7 +83,7 @@ def load(
             f'Received held_out={held_out!r}. Pass "test" or "validation".'
         )
     if name in _EMBEDDED:
-        return _EMBEDDED[name](seed, held_out)
+        return _EMBEDDED[name](name, seed, held_out)
     source = _noise if made_up else _SOURCES[name]
     try:
         train, test = source(name)
@@ -136,15 +138,15 @@ def _noise(name: str) -> tuple[Arrays, Arrays]:
     )
 
 
-def _digits(seed: int, held_out: str) -> tuple[Arrays, Sets]:
-    description = DESCRIPTIONS["digits"]
+def _digits(name: str, seed: int, held_out: str) -> tuple[Arrays, Sets]:
+    description = DESCRIPTIONS[name]
     total = 1797
     pool, test = ksa.datasets.load_digits(total - description.test_size)
     train, validation = _split(pool, description.train_size, seed)
     return train, {"": test if held_out == "test" else validation}
 
 
-def _glyphs(seed: int, held_out: str) -> tuple[Arrays, Sets]:
+def _glyphs(_: str, seed: int, held_out: str) -> tuple[Arrays, Sets]:
     typefaces = 12
     pool, test = ksa.datasets.load_glyphs(typefaces)
     # An entry for each typeface, so that training and validation share none.
@@ -156,7 +158,7 @@ def _glyphs(seed: int, held_out: str) -> tuple[Arrays, Sets]:
     return train, {"": test if held_out == "test" else validation}
 
 
-def _colour_glyphs(seed: int, held_out: str) -> tuple[Arrays, Sets]:
+def _colour_glyphs(_: str, seed: int, held_out: str) -> tuple[Arrays, Sets]:
     sets = {}
     for colours in ("same", "unseen"):
         train, sets[f"{colours} colours"] = ksa.datasets.load_colour_glyphs(
@@ -172,6 +174,8 @@ _SOURCES: dict[str, Callable] = {
 }
 _EMBEDDED: dict[str, Callable] = {
     "digits": _digits,
+    "digits-100": _digits,
+    "digits-500": _digits,
     "glyphs": _glyphs,
     "colour-glyphs": _colour_glyphs,
 }

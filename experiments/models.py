@@ -1,8 +1,10 @@
 """The models of the experiments: from raw pixels, 0 to 255, to logits."""
 
 from collections.abc import Callable
+from typing import Any
 
 import keras
+import numpy as np
 from keras import layers
 
 
@@ -127,6 +129,12 @@ def efficientnet_b0(
         ],
         name="efficientnet_b0",
     )
+
+
+def confidences(model: keras.Model, images: Any) -> np.ndarray:
+    """Returns the probabilities that a model gives to each class, (batch, classes)."""
+    softmax = keras.Sequential([model, layers.Softmax()])
+    return softmax.predict(images, 256, verbose=0)
 
 
 MODELS = {

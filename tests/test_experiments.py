@@ -201,7 +201,7 @@ def test_data(name):
     held_out = next(iter(validation.values()))[0]
     seen = {image.tobytes() for image in x_rest}
     assert not any(image.tobytes() in seen for image in held_out)
-    if name in ("digits", "glyphs", "colour-glyphs"):
+    if name in datasets._EMBEDDED:
         assert len(x) == description.train_size == len(x_rest)
         assert len(next(iter(tests.values()))[0]) == description.test_size
         tested = next(iter(tests.values()))[0]
