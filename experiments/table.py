@@ -147,12 +147,12 @@ def markdown(records: list[dict]) -> str:
     )
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Prints the tables of files of results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("files", nargs="+", type=pathlib.Path)
     parser.add_argument("--held-out", default="test", choices=("test", "validation"))
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     records = [r for file in options.files for r in read_records(file)]
     print(markdown([r for r in records if r["held_out"] == options.held_out]))
 

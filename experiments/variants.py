@@ -5,10 +5,11 @@ tables, one change at a time from the plain form, for random fields as well: the
 get the settings that suit them.
 
     python -m experiments.variants --data digits [glyphs colour-glyphs] [--seeds 6]
-        [--first-seed 100] [--only NAME ...] [--results FILE] [--workers 2]
+        [--first-seed 100] [--only NAME ...] [--results FILE] [--workers 2] [--smoke]
 """
 
 import argparse
+import functools
 import pathlib
 
 import numpy as np
@@ -19,21 +20,15 @@ from experiments.runs import run_all, train
 from experiments.table import append_record, comparison, read_records
 
 
-def measure(job: tuple[str, str, int]) -> dict:
+def measure(job: tuple[str, str, int], smoke: bool = False) -> dict:
     """Returns the record of a job, `(data, variant, seed)`, on the validation set."""
     data, name, seed = job
     (cell,) = load_cells(f"small/{data}", PLAIN)
     variant = VARIANTS[data][name]
-    if variant is None:
-        record = train(cell, seed, held_out="validation")[1]
-    else:
-        record = train(
-            cell,
-            seed,
-            held_out="validation",
-            callbacks=variant.callbacks,
-            **variant.model,
-        )[1]
+    changed = {}
+    if variant is not None:
+        changed = {"callbacks": variant.callbacks, **variant.model}
+    record = train(cell, seed, held_out="validation", smoke=smoke, **changed)[1]
     kept = ("digest", "seed", "accuracy", "history", "seconds", "versions")
     return {"data": data, "variant": name} | {key: record[key] for key in kept}
 
@@ -82,8 +77,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--only", nargs="+", help="variants; all without it")
     parser.add_argument("--results", type=pathlib.Path, default="variants.jsonl")
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--smoke", action="store_true", help="two steps, few images")
     options = parser.parse_args(arguments)
-    records = read_records(options.results)
+    records = [] if options.smoke else read_records(options.results)
     digests = {
         data: load_cells(f"small/{data}", PLAIN)[0].digest() for data in VARIANTS
     }
@@ -100,9 +96,11 @@ def main(arguments: list[str] | None = None) -> None:
         if (options.only is None or name in options.only)
         and (data, name, seed) not in done
     ]
-    for _, record in run_all(jobs, measure, options.workers, tasks=None):
+    one = functools.partial(measure, smoke=options.smoke)
+    for _, record in run_all(jobs, one, options.workers, tasks=None):
         records.append(record)
-        append_record(options.results, record)
+        if not options.smoke:
+            append_record(options.results, record)
     for data in options.data:
         print(f"\n{report(records, data)}")
 
