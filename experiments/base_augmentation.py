@@ -1,4 +1,4 @@
-"""The base augmentation of the paper: flips, crops and cutout, inside a model."""
+"""The base augmentation of the paper: flips, crops and cutout, as layers."""
 
 from typing import Any
 
@@ -9,9 +9,9 @@ from experiments.operations import pixels_at
 
 
 class Augmentation(keras.layers.Layer):
-    """Changes each image of a batch in training, and none in inference.
+    """Augments each image of a batch in training; the identity in inference.
 
-    A subclass defines `augment`, float32 to float32.
+    A subclass defines `augment`, from float32 to float32.
     """
 
     def __init__(self, seed: int | None = None, **kwargs: Any):
@@ -29,40 +29,40 @@ class Augmentation(keras.layers.Layer):
         if len(shape) != 4 or None in shape[1:] or shape[3] not in (1, 3):
             raise ValueError(
                 f"Received images of shape {shape}. Pass (batch, height, width, "
-                "channels) with 1 or 3 channels, of which only batch may be None."
+                "channels) with 1 or 3 channels; only batch may be None."
             )
         super().build(input_shape)
 
     def call(self, images: Any, training: bool | None = None) -> Any:
-        """Returns the images, changed in training, in the compute dtype."""
+        """Augments the images in training; casts them to the compute dtype."""
         if training:
             images = self.augment(ops.cast(images, "float32"))
         return ops.cast(images, self.compute_dtype)
 
     def compute_output_shape(self, input_shape: tuple) -> tuple:
-        """Returns the shape of the images out, which is that of the images in."""
+        """The shape of the input."""
         return input_shape
 
     def get_config(self) -> dict:
-        """Returns every constructor argument."""
+        """Every constructor argument."""
         return {**super().get_config(), "seed": self.seed}
 
     def _draw(self, shape: tuple, end: int) -> Any:
-        """Returns integers from 0 to `end - 1`, all as likely, int32."""
+        """Draws integers uniformly from 0 to `end - 1`, int32."""
         return keras.random.randint(shape, 0, end, seed=self.seed_generator)
 
 
 def base_augmentation(
     flip: bool, padding: int, cutout: int, seed: int | None = None
 ) -> list[keras.layers.Layer]:
-    """Returns the layers of the base augmentation, in their order.
+    """The layers of the base augmentation, in their order.
 
     Args:
         flip: whether to flip each image from left to right with probability 1/2.
-        padding: pixels of zeros around each image, out of which its size is cropped
-            again at random; 0 for none.
+        padding: zero-padding before a random crop to the old size, in pixels; 0 for
+            none.
         cutout: side of the square of zeros, in pixels; 0 for none.
-        seed: seed of the draws, which are others in each layer.
+        seed: seed of the draws, from which each layer derives its own.
 
     Raises:
         ValueError: if `padding` or `cutout` is negative.
@@ -70,7 +70,7 @@ def base_augmentation(
     if padding < 0 or cutout < 0:
         raise ValueError(
             f"Received padding={padding} and cutout={cutout}. Pass numbers of pixels "
-            ">= 0, 0 to leave the layer out."
+            ">= 0; 0 leaves the layer out."
         )
     seeds = [None] * 3 if seed is None else [3 * seed + k for k in range(3)]
     layers = []
@@ -85,12 +85,12 @@ def base_augmentation(
 
 @keras.saving.register_keras_serializable(package="experiments")
 class PadAndCrop(Augmentation):
-    """Pads with zeros and crops to the size again, each image at its own place.
+    """Pads with zeros and crops to the old size, at a random place for each image.
 
-    `keras.layers.RandomCrop` takes one place for a whole batch.
+    `keras.layers.RandomCrop` draws one place for a whole batch.
 
     Args:
-        padding: pixels of zeros on each side; images move by as much at most.
+        padding: zeros on each side, in pixels, and so the largest movement.
         seed: seed of the draws.
         **kwargs: of `keras.layers.Layer`.
     """
@@ -100,7 +100,7 @@ class PadAndCrop(Augmentation):
         self.padding = padding
 
     def augment(self, images: Any) -> Any:
-        """Returns the images, each moved by whole pixels."""
+        """Moves each image by whole pixels."""
         offset = self._draw((ops.shape(images)[0], 2), 2 * self.padding + 1)
         offset = offset - self.padding
         y = ops.arange(images.shape[1])[:, None] + offset[:, :1, None]
@@ -108,15 +108,15 @@ class PadAndCrop(Augmentation):
         return pixels_at(images, y, x, fill=0.0)
 
     def get_config(self) -> dict:
-        """Returns every constructor argument."""
+        """Every constructor argument."""
         return {**super().get_config(), "padding": self.padding}
 
 
 @keras.saving.register_keras_serializable(package="experiments")
 class Cutout(Augmentation):
-    """Sets a square to zero, with its centre anywhere in the image.
+    """Sets a square with a random centre to zero.
 
-    Near the border only a part of the square is within the image.
+    Near the border, part of the square lies outside the image.
 
     Args:
         size: side of the square, in pixels.
@@ -131,7 +131,7 @@ class Cutout(Augmentation):
         self.size = size
 
     def augment(self, images: Any) -> Any:
-        """Returns the images, each without its square."""
+        """Erases a square of each image."""
         within = []
         for length in images.shape[1:3]:
             first = self._draw((ops.shape(images)[0], 1), length) - self.size // 2
@@ -141,5 +141,5 @@ class Cutout(Augmentation):
         return ops.where(square[..., None], 0.0, images)
 
     def get_config(self) -> dict:
-        """Returns every constructor argument."""
+        """Every constructor argument."""
         return {**super().get_config(), "size": self.size}

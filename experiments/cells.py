@@ -1,4 +1,4 @@
-"""The cells of the tables, and their files."""
+"""A cell of a table, and the file that describes it."""
 
 import dataclasses
 import hashlib
@@ -13,7 +13,7 @@ from experiments import controls, datasets
 from experiments.models import MODELS
 
 CONFIGS = pathlib.Path(__file__).parent / "configs"
-# The layer, the table of its arguments, and the kind of gradient.
+# Layer, the field of `Cell` with its arguments, kind of gradient.
 ADVERSARIES = {
     "none": None,
     "flow": (ksa.AdversarialFlow, "flow", "fresh"),
@@ -35,19 +35,19 @@ class Cell:
     Attributes:
         protocol: the table, the first part of the name.
         data: a name of `datasets.DESCRIPTIONS`.
-        adversary: a name of `ADVERSARIES`; it acts first, on the raw image.
+        adversary: a name of `ADVERSARIES`; acts first, on the raw image.
         policy: names of `POLICIES` joined by "+", in the order in which they act.
-        model: its name in `models.MODELS` and the arguments of that function.
-        epochs: how many.
+        model: a name of `models.MODELS` and the arguments of that function.
+        epochs: epochs of the training.
         batch_size: images in a batch.
-        optimizer: its name in `keras.optimizers` and its arguments; the learning rate
-            decays along a cosine to zero.
+        optimizer: a name of `keras.optimizers` and its arguments; the learning rate
+            follows a cosine to zero.
         flow: arguments of `AdversarialFlow`.
         recoloring: arguments of `AdversarialRecoloring`.
         randaugment: arguments of `RandAugment`.
-        precision: dtype policy, `"mixed_bfloat16"` for instance.
-        resumable: whether the state is kept after each epoch, on disk.
-        paper: the accuracy that the paper reports, in percent.
+        precision: dtype policy, e.g. `"mixed_bfloat16"`.
+        resumable: whether each epoch saves the state to disk.
+        paper: accuracy in the paper, in percent.
     """
 
     protocol: str
@@ -66,7 +66,7 @@ class Cell:
     paper: float | None = None
 
     def __post_init__(self):
-        """Raises a `ValueError` for a name that is not known."""
+        """Raises a `ValueError` for an unknown name."""
         for key, value, known in (
             ("data", self.data, datasets.DESCRIPTIONS),
             ("adversary", self.adversary, ADVERSARIES),
@@ -78,12 +78,12 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """`protocol/data/adversary+policy`, without what is "none"."""
+        """`protocol/data/adversary+policy`; parts that are "none" are left out."""
         parts = [x for x in (self.adversary, self.policy) if x != "none"]
         return f"{self.protocol}/{self.data}/{'+'.join(parts) or 'none'}"
 
     def digest(self) -> str:
-        """Returns a short hash of all that may change the result."""
+        """A short hash of every setting that affects the result; the key of a run."""
         settings = dataclasses.asdict(self)
         used = {"randaugment"} if "randaugment" in self.policy else set()
         if ADVERSARIES[self.adversary] is not None:
@@ -96,29 +96,30 @@ class Cell:
 
 
 def load_cells(config: str, changes: Iterable[str] = ()) -> list[Cell]:
-    """Returns the cells of a configuration file.
+    """Reads the cells of a configuration file.
 
     Args:
-        config: a TOML file, or its name below `experiments/configs` without the ending.
-            `extends = "FILE"` takes what it does not have itself from another file;
-            lists of data, adversaries or policies make a cell of each combination, and
-            so do those of each `[[grid]]`.
-        changes: `KEY=VALUE`, the value in TOML, e.g. `flow.smoothness=30`; a key with
-            dots is of a table in the file.
+        config: a TOML file, or its name below `experiments/configs` without ".toml".
+            `extends = "FILE"` inherits the settings of another file. Lists of data,
+            adversaries or policies give one cell for each combination; so do the
+            lists of each `[[grid]]`.
+        changes: `KEY=VALUE` with the value in TOML, e.g. `flow.smoothness=30`, where
+            the dot names a key of a table.
 
     Returns:
         The cells, in the order of the file.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if a key or a value has no meaning.
+        FileNotFoundError: if the file does not exist.
+        ValueError: if a key or a value is unknown.
     """
     path = pathlib.Path(config)
     if not path.exists():
         path = CONFIGS / f"{config}.toml"
     if not path.exists():
         raise FileNotFoundError(
-            f"Received --config {config}, which is no file, and neither is {path}."
+            f"Received --config {config}. Neither that file nor {path} exists. Pass a "
+            "TOML file or its name below experiments/configs."
         )
     settings = _read(path)
     grids = settings.pop("grid", [{}])
@@ -129,7 +130,7 @@ def load_cells(config: str, changes: Iterable[str] = ()) -> list[Cell]:
         try:
             value = tomllib.loads(f"value = {value}")["value"]
         except tomllib.TOMLDecodeError:
-            pass  # a bare word is a string
+            pass  # no TOML: a string without quotes
         *tables, last = key.strip().split(".")
         entry = settings
         for name in tables:
@@ -141,14 +142,14 @@ def load_cells(config: str, changes: Iterable[str] = ()) -> list[Cell]:
         given = {**settings, **grid}
         if unknown := set(given) - {field.name for field in dataclasses.fields(Cell)}:
             raise ValueError(
-                f"Received the keys {sorted(unknown)} in {path} or --set. Pass some "
-                f"of {sorted(field.name for field in dataclasses.fields(Cell))}."
+                f"Received the unknown keys {sorted(unknown)} in {path} or --set. Pass "
+                f"keys of {sorted(field.name for field in dataclasses.fields(Cell))}."
             )
         required = {f.name for f in dataclasses.fields(Cell) if _is_required(f)}
         if missing := required - set(given):
             raise ValueError(
-                f"Received no {sorted(missing)} in {path}. A file named common.toml "
-                "is what others extend, and no cell."
+                f"Received no {sorted(missing)} in {path}. Pass a file that sets them; "
+                "a common.toml holds what other files extend and is no cell."
             )
         values = [given[axis] for axis in _AXES]
         values = [x if isinstance(x, list) else [x] for x in values]

@@ -1,7 +1,8 @@
-"""The variants of `variants`: what each changes of the plain form."""
+"""The variants that `variants` compares, each with one change to the plain form."""
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import keras_structadv as ksa
 from experiments.altered import (
@@ -16,10 +17,11 @@ from experiments.altered import (
     SplitBatchNormalization,
     first_half,
 )
+from experiments.cells import Cell
 from experiments.controls import ColourJitter, RandomFlow, RandomRecoloring
 
-# What the variants change one thing of: the defaults of the flow, and a recolouring as
-# strong as the controls want it on the colour glyphs.
+# The plain form: default flows, and recolourings of the strength that suits the
+# controls on the colour glyphs.
 PLAIN = (
     *("adversary=none", "policy=none", "flow.smoothness=100", "flow.rate=0.5"),
     *("recoloring.magnitude=0.5", "recoloring.rate=0.5"),
@@ -33,10 +35,10 @@ class Variant:
         kind: the layer.
         gradient: `"fresh"` or `"reuse"`.
         scale: factor on the strength.
-        fixed: whether the strength is the mean of what is drawn else.
-        schedule: from the fraction of the training that has passed to a factor on the
+        fixed: whether each image gets the mean strength, instead of a drawn one.
+        schedule: function from the elapsed fraction of the training to a factor on the
             strength.
-        split: whether augmented images have statistics of their own.
+        split: whether augmented images have their own BatchNormalization statistics.
         **arguments: of the layer.
     """
 
@@ -49,7 +51,7 @@ class Variant:
         fixed: bool = False,
         schedule: Callable[[float], float] | None = None,
         split: bool = False,
-        **arguments,
+        **arguments: Any,
     ):
         self.kind = first_half(kind) if split else kind
         self.gradient = gradient
@@ -59,8 +61,8 @@ class Variant:
         self.model = {"normalization": SplitBatchNormalization} if split else {}
         self.arguments = arguments
 
-    def callbacks(self, cell, seed, **store):
-        """Returns the callback that `train` asks for."""
+    def callbacks(self, cell: Cell, seed: int, **store: Any) -> list:
+        """The callbacks of a run, as `runs.train` asks for them."""
         colour = issubclass(self.kind, ksa.AdversarialRecoloring)
         given = {**(cell.recoloring if colour else cell.flow), **self.arguments}
         name = self.kind.strength_name
@@ -87,7 +89,7 @@ def _cool_down(passed: float) -> float:
 
 
 def _variants_of(name: str, kind: type, gradient: str = "fresh") -> dict:
-    """Returns the changes that every kind of field can take."""
+    """The changes that apply to every kind of field."""
     make = functools.partial(Variant, kind, gradient)
     return {
         name: make(),
@@ -124,7 +126,7 @@ def _flow_variants() -> dict:
             ("three in ten reversed", SomeReversed),
         ):
             variants[f"{name}, {label}"] = Variant(kind, gradient)
-    # What was best of these on digits and glyphs, in pairs.
+    # Pairs of the changes that were best on digits and glyphs.
     for name, kind, gradient in (
         ("random", RandomFlow, "fresh"),
         ("reused", ksa.AdversarialFlow, "reuse"),

@@ -1,4 +1,4 @@
-"""AutoAugment and RandAugment, as layers that go inside a model."""
+"""AutoAugment and RandAugment, as layers for the inside of a model."""
 
 from typing import Any
 
@@ -36,14 +36,14 @@ AUTO_AUGMENT = (
     (("Equalize", 0.8, 8), ("Invert", 0.1, 3)),
     (("TranslateY", 0.7, 9), ("AutoContrast", 0.9, 1)),
 )
-"""The policy for CIFAR-10: for each sub-policy two (operation, probability, level)."""
+"""The policy for CIFAR-10: two (operation, probability, level) a sub-policy."""
 
 RAND_AUGMENT = tuple(name for name in OPERATIONS if name != "Invert")
-"""The operations among which RandAugment draws."""
+"""The operations that RandAugment draws from."""
 
 
 class _Policy(Augmentation):
-    """Draws operations for each image from those in `operations`."""
+    """Draws from `operations` for each image."""
 
     operations: list[tuple[str, float]]
 
@@ -52,17 +52,17 @@ class _Policy(Augmentation):
         self.fill = float(fill)
 
     def draw_operations(self, batch: Any) -> list:
-        """Returns indices into `operations`, int32, (batch,), in order of use."""
+        """Draws indices into `operations`, int32, (batch,), in order of use."""
         raise NotImplementedError
 
     def augment(self, images: Any) -> Any:
-        """Returns the images after the operations that were drawn for them."""
+        """Applies the drawn operations to each image."""
         for which in self.draw_operations(ops.shape(images)[0]):
             images = apply_operations(images, self.operations, which, self.fill)
         return images
 
     def get_config(self) -> dict:
-        """Returns every constructor argument."""
+        """Every constructor argument."""
         return {**super().get_config(), "fill": self.fill}
 
 
@@ -70,14 +70,14 @@ class _Policy(Augmentation):
 class AutoAugment(_Policy):
     """The policy that AutoAugment found on CIFAR-10.
 
-    For each image one of the 25 sub-policies is drawn, and each of its two operations
-    is done with its probability. Level `k` is `k / 10` of the largest strength, as in
-    the authors' code for CIFAR-10, which draws signs for shear, translation and
-    rotation, but takes k from factor 0.1 to 1.9 in the enhancements. Posterize leaves 8
-    to 4 bits, as in the paper (their code leaves 4 to 0).
+    Draws one of the 25 sub-policies for each image and applies each of its two
+    operations with its probability. Level `k` is `k / 10` of the largest strength, as
+    in the authors' code for CIFAR-10. Signs of shear, translation and rotation are
+    drawn; for the enhancements, levels 0 to 10 are factors 0.1 to 1.9. Posterize leaves
+    8 to 4 bits, as in the paper (their code leaves 4 to 0).
 
     Args:
-        fill: grey level of pixels that come from beyond the border, 0 to 255.
+        fill: grey level beyond the border, 0 to 255.
         seed: seed of the draws.
         **kwargs: of `keras.layers.Layer`.
 
@@ -92,7 +92,7 @@ class AutoAugment(_Policy):
 
     def __init__(self, fill: float = 128.0, seed: int | None = None, **kwargs: Any):
         super().__init__(fill=fill, seed=seed, **kwargs)
-        # Each operation of the policy with either sign, after the one for "not done".
+        # The identity, then each operation of the policy with either sign.
         self.operations = [("Identity", 0.0)]
         for name, _, level in (x for policy in AUTO_AUGMENT for x in policy):
             strengths = (level / 10, -level / 10)
@@ -101,11 +101,11 @@ class AutoAugment(_Policy):
             self.operations += [(name, strength) for strength in strengths]
 
     def draw_operations(self, batch: Any) -> list:
-        """Returns indices into `operations`, int32, (batch,), in order of use."""
+        """Draws indices into `operations`, int32, (batch,), in order of use."""
         policy = self._draw((batch,), len(AUTO_AUGMENT))
         drawn = []
         for place in (0, 1):
-            # In tenths, because floats differ between backends and with XLA.
+            # In tenths: floats differ between backends and with XLA.
             tenths = [round(10 * sub[place][1]) for sub in AUTO_AUGMENT]
             done = self._draw((batch,), 10) < ops.take(np.int32(tenths), policy)
             index = 1 + 4 * policy + 2 * place + self._draw((batch,), 2)
@@ -115,23 +115,22 @@ class AutoAugment(_Policy):
 
 @keras.saving.register_keras_serializable(package="experiments")
 class RandAugment(_Policy):
-    """RandAugment: operations drawn for each image, all of the same magnitude.
+    """RandAugment: draws operations for each image, all of the same magnitude.
 
-    At 0 only AutoContrast and Equalize do anything, and at 30 the strength is the
-    largest of AutoAugment; the sign of shear, translation, rotation and of the
-    enhancements, 1 - 0.9 to 1 + 0.9, is drawn. That is the scale of torchvision. The
-    paper has 0 to 10 in one place and 0 to 30 in another, and its code divides by 10
-    what may be 30: for a magnitude on the scale 0 to 10, pass three times as much.
+    The scale is torchvision's. At 0 only AutoContrast and Equalize act; at 30 the
+    strength is the largest of AutoAugment. Signs of shear, translation, rotation and
+    the enhancements (factors 1 - 0.9 to 1 + 0.9) are drawn. The paper has 0 to 10 in
+    one place and 0 to 30 in another, and its code divides by 10 what may be 30. For a
+    magnitude on the scale 0 to 10, pass three times as much.
 
-    `keras.layers.RandAugment` is something else: it draws the operations once for a
-    whole batch, from another list, draws the strengths, most of them for each image
-    from U(0, factor), and does not compile with XLA on TensorFlow, for want of a kernel
-    of `ImageProjectiveTransformV3`.
+    `keras.layers.RandAugment` differs: it draws the operations once for a whole batch,
+    from another list, and draws most strengths for each image from U(0, factor). XLA
+    cannot compile it on TensorFlow (no kernel of `ImageProjectiveTransformV3`).
 
     Args:
-        num_ops: operations on each image, one after the other, > 0.
-        magnitude: strength of all of them, 0 to 30.
-        fill: grey level of pixels that come from beyond the border, 0 to 255.
+        num_ops: number of operations on each image, > 0.
+        magnitude: strength of all operations, 0 to 30.
+        fill: grey level beyond the border, 0 to 255.
         seed: seed of the draws.
         **kwargs: of `keras.layers.Layer`.
 
@@ -140,7 +139,7 @@ class RandAugment(_Policy):
     Output shape: as the input, in the compute dtype.
 
     Raises:
-        ValueError: if an argument is out of its range.
+        ValueError: if `num_ops` or `magnitude` is out of its range.
 
     Reference: Cubuk et al. (2019), arXiv:1909.13719.
     """
@@ -165,11 +164,11 @@ class RandAugment(_Policy):
         self.operations = [(name, x) for name in RAND_AUGMENT for x in signed]
 
     def draw_operations(self, batch: Any) -> list:
-        """Returns indices into `operations`, int32, (batch,), in order of use."""
+        """Draws indices into `operations`, int32, (batch,), in order of use."""
         end = len(self.operations)
         return [self._draw((batch,), end) for _ in range(self.num_ops)]
 
     def get_config(self) -> dict:
-        """Returns every constructor argument."""
+        """Every constructor argument."""
         config = {"num_ops": self.num_ops, "magnitude": self.magnitude}
         return {**super().get_config(), **config}

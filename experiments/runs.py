@@ -1,4 +1,4 @@
-"""Runs: a cell trained with a seed, one or many side by side."""
+"""Trains a cell with a seed: one run, or many side by side."""
 
 import concurrent.futures
 import dataclasses
@@ -24,9 +24,9 @@ _CAPACITY = 65536
 
 
 def augmentation(cell: Cell, seed: int) -> list[keras.layers.Layer]:
-    """Returns the layers of a cell's policy, which come after the input of the model.
+    """The layers of a cell's policy, to be put behind the input of the model.
 
-    There the adversary, which changes what goes into the model, comes before them.
+    The adversary changes the input, so it acts before them.
     """
     data = datasets.DESCRIPTIONS[cell.data]
     made = []
@@ -41,7 +41,7 @@ def augmentation(cell: Cell, seed: int) -> list[keras.layers.Layer]:
 
 
 def build(cell: Cell, seed: int, **arguments: Any) -> keras.Model:
-    """Returns the model of a cell, from raw images through its policy to logits."""
+    """Builds the model of a cell: raw images, policy, network, logits."""
     data = datasets.DESCRIPTIONS[cell.data]
     arguments = {**cell.model, **arguments}
     model = MODELS[arguments.pop("name")](data.shape, data.classes, **arguments)
@@ -52,12 +52,12 @@ def build(cell: Cell, seed: int, **arguments: Any) -> keras.Model:
 
 
 def adversarial(cell: Cell, seed: int, **store: Any) -> list[keras.callbacks.Callback]:
-    """Returns the callback of a cell's adversary, in a list that is empty without one.
+    """A list with the callback of a cell's adversary, empty without one.
 
     Args:
         cell: the cell.
         seed: seed of the fields.
-        **store: arguments of the `GradientStore`, where gradients are reused.
+        **store: arguments of the `GradientStore`, if gradients are reused.
     """
     if ADVERSARIES[cell.adversary] is None:
         return []
@@ -79,24 +79,24 @@ def train(
     callbacks: Callable[..., list] = adversarial,
     **model: Any,
 ) -> tuple[keras.Model, dict]:
-    """Returns a trained model and the record of its training.
+    """Trains a cell and measures its accuracy.
 
     The seed sets the split, the initial weights, the order of the batches and all
-    random augmentation; cells share all that is not theirs.
+    random augmentation. Cells with one seed share all of these that they can.
 
     Args:
         cell: what to train.
         seed: the seed.
-        held_out: what to measure on, after the training: `"test"` or `"validation"`.
-        smoke: whether to make but two steps, on a few made-up images.
+        held_out: the set to measure on after training: `"test"` or `"validation"`.
+        smoke: whether to take only two steps, on a few made-up images.
         verbose: as in `model.fit`.
-        state: the folder in which the state is kept, `None` for none.
-        callbacks: makes the callbacks of the adversary; see `adversarial`.
-        **model: further arguments of the function that makes the model.
+        state: folder for the state of an unfinished run; `None` saves none.
+        callbacks: makes the callbacks of the adversary, as `adversarial` does.
+        **model: further arguments of the function that builds the model.
 
     Returns:
-        The model; and a record that JSON can hold: the cell, what was measured on each
-        set, and the last entry of everything in `History`.
+        The model, and its record as JSON holds it: the cell, the accuracy on each set,
+        the last entry of each list in `History`.
     """
     begin = time.time()
     if smoke:
@@ -124,7 +124,7 @@ def train(
     store = {"capacity": max(_CAPACITY, 4 * len(x))}
     called = []
     if state is not None:
-        # The folder is removed with the record in its place, not before.
+        # Whoever writes the record deletes the folder afterwards.
         kept = {"delete_checkpoint": False}
         store |= {"backup_dir": state, **kept}
         called = [
@@ -154,10 +154,10 @@ def train(
 
 
 def shuffled(x: np.ndarray, y: np.ndarray, batch_size: int, seed: int) -> Any:
-    """Returns batches in another order in each epoch, the same for the same seed.
+    """Batches in a new order in each epoch; the seed fixes the orders.
 
-    `fit` with arrays takes the same batches in every epoch once
-    `keras.utils.set_random_seed` was called.
+    After `keras.utils.set_random_seed`, `fit` with arrays repeats the same batches in
+    every epoch.
     """
     import tensorflow as tf
 
@@ -172,15 +172,14 @@ def run_all(
     workers: int = 1,
     tasks: int | None = _TASKS,
 ) -> Iterable[tuple[Any, Any]]:
-    """Yields each job and what it measured, as they end, with a progress bar.
+    """Yields each job with its result as it ends; shows a progress bar.
 
     Args:
         jobs: arguments of `measure`, one for each call.
-        measure: a function of a module, so that another process can call it.
-        workers: processes; of several, each has a core of its own.
-        tasks: jobs of a process, after which a new one takes its place, since Keras
-            and TensorFlow let go of little; `None` to let this process do them all, if
-            there is but one worker.
+        measure: a module's function, so that another process can import it.
+        workers: number of processes; several get one core each.
+        tasks: jobs after which a process is replaced, because Keras and TensorFlow
+            free little memory. `None` with one worker runs all jobs in this process.
     """
     progress = keras.utils.Progbar(len(jobs), unit_name="training")
     if workers == 1 and tasks is None:
@@ -208,7 +207,7 @@ def run_all(
 
 
 def _one_thread() -> None:
-    """Keeps each worker to its own core; small models gain nothing from two."""
+    """Limits a worker to one core; small models are no faster on two."""
     import tensorflow as tf
 
     tf.config.threading.set_intra_op_parallelism_threads(1)

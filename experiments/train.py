@@ -1,11 +1,11 @@
-"""Trains the cells of a table, several seeds each, and keeps what came out.
+"""Trains the cells of a table, several seeds each, and records the results.
 
     python -m experiments.train --config table1/cifar10-flow-base [...] [--seeds 10]
         [--held-out test] [--results FILE] [--set KEY=VALUE ...] [--workers 1] [--smoke]
 
-A cell is a file below `experiments/configs`, or several, where it has lists; see
-`Cell`. Each run is a line of JSON in the results. Runs whose line is there are not
-repeated, and a run that was interrupted goes on with the epoch in which it was.
+A file below `experiments/configs` describes a cell, or several if it has lists; see
+`cells.load_cells`. Each run adds a line of JSON to the results. Recorded runs are not
+repeated. An interrupted run resumes at the epoch in which it stopped.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from experiments.table import append_record, markdown, read_records
 def _record(
     job: tuple[Cell, int], held_out: str, smoke: bool, verbose: int, folder: str
 ) -> dict:
-    """Returns the record of a job, whose state is kept in a folder meanwhile."""
+    """Trains one job and returns its record; deletes its saved state afterwards."""
     cell, seed = job
     state = None
     if cell.resumable and not smoke:
@@ -37,7 +37,7 @@ def _record(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Trains what is missing, and prints the table of all that is there."""
+    """Trains the missing runs and prints the table of all runs."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -60,7 +60,7 @@ def main(arguments: list[str] | None = None) -> None:
         (r["digest"], r["seed"], r["held_out"]): r
         for r in ([] if options.smoke else read_records(options.results))
     }
-    # All cells of one seed, then the next seed: a table that grows evenly.
+    # All cells of one seed before the next seed, so that the rows grow evenly.
     jobs = [
         (cell, seed)
         for seed in seeds
@@ -88,7 +88,9 @@ def main(arguments: list[str] | None = None) -> None:
         if options.smoke:
             values = [*record["accuracy"].values(), *record["history"].values()]
             if not np.all(np.isfinite(values)):
-                raise ArithmeticError(f"{record['cell']}: not finite in {record}")
+                raise ArithmeticError(
+                    f"{record['cell']} gave a value that is not finite: {record}"
+                )
             print(f"\n{record['cell']}: two steps, {record['seconds']} s", flush=True)
         else:
             append_record(options.results, record)

@@ -1,8 +1,7 @@
-"""What makes an adversarial field better than a random one: searched for.
+"""Searches what makes an adversarial field better than a random one.
 
-Every variant is measured on the validation set, with seeds other than those of the
-tables, one change at a time from the plain form, for random fields as well: they, too,
-get the settings that suit them.
+Each variant changes one thing of the plain form; random fields get the same changes.
+Accuracies are those of the validation set, with seeds that no table uses.
 
     python -m experiments.variants --data digits [glyphs colour-glyphs] [--seeds 6]
         [--first-seed 100] [--only NAME ...] [--results FILE] [--workers 2] [--smoke]
@@ -21,7 +20,7 @@ from experiments.table import append_record, comparison, read_records
 
 
 def measure(job: tuple[str, str, int], smoke: bool = False) -> dict:
-    """Returns the record of a job, `(data, variant, seed)`, on the validation set."""
+    """Trains a job, `(data, variant, seed)`, and returns its record."""
     data, name, seed = job
     (cell,) = load_cells(f"small/{data}", PLAIN)
     variant = VARIANTS[data][name]
@@ -34,7 +33,7 @@ def measure(job: tuple[str, str, int], smoke: bool = False) -> dict:
 
 
 def report(records: list[dict], data: str) -> str:
-    """Returns the tables of a data set, what beats the random form most first."""
+    """The tables of a data set, sorted by the gain over the random form."""
     tables = {}
     for record in records:
         if record["data"] == data:
@@ -58,7 +57,7 @@ def report(records: list[dict], data: str) -> str:
 
 
 def _sorted(rows: dict) -> dict:
-    """Returns rows by their paired difference to the random form: seeds differ."""
+    """Sorts rows by their paired difference to the random form, largest first."""
     random = rows.get(("random",), {})
 
     def gain(labels: tuple[str]) -> float:
@@ -69,12 +68,12 @@ def _sorted(rows: dict) -> dict:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measures what is missing, and prints the tables."""
+    """Trains the missing variants and prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", nargs="+", default=list(VARIANTS), choices=VARIANTS)
     parser.add_argument("--seeds", type=int, default=6)
     parser.add_argument("--first-seed", type=int, default=100)
-    parser.add_argument("--only", nargs="+", help="variants; all without it")
+    parser.add_argument("--only", nargs="+", help="names of variants; default all")
     parser.add_argument("--results", type=pathlib.Path, default="variants.jsonl")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--smoke", action="store_true", help="two steps, few images")

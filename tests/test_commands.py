@@ -30,7 +30,8 @@ SMALLEST = {
     "experiments.search": f"--smoke --trials 1 {DIGITS}",
     "experiments.table": "results.jsonl",
     "experiments.train": f"--smoke {DIGITS}",
-    "experiments.variants": "--smoke --data digits --only none reused --seeds 1 --workers 1",
+    "experiments.variants": "--smoke --data digits --seeds 1 --only none reused "
+    "--workers 1",
 }
 # Words of what it prints at the end, or a file that it writes.
 SIGNS = {
