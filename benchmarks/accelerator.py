@@ -1,19 +1,19 @@
-"""Checks and times on whatever accelerator and backend Keras finds.
+"""Checks and times solves, warps and training steps on any accelerator and backend.
 
-First that the solve, the warp and the recolouring are right on this device. Then each
-of them at several sizes: milliseconds, and which part of the floor is reached. That is
-the time that the bytes which have to be moved need at the bandwidth of a copy, or the
-operations at the rate of a large matrix product, whichever is longer; both are measured
-here. Then whole training steps. What is compared runs in turn, in one process.
+First it checks the solve, the warp and the recolouring on this device. Then it times
+each at several sizes and compares with a floor: the time to move the bytes at the
+bandwidth of a copy, or to do the operations at the rate of a large matrix product,
+whichever is longer. Both rates are measured here. Last come whole training steps. All
+that is compared runs in turn in one process.
 
     KERAS_BACKEND=jax python -m benchmarks.accelerator [--sizes 32 ... 1024]
         [--pixels N] [--models wide-resnet efficientnet resnet] [--rounds N]
         [--precision float32 mixed_bfloat16] [--small]
 
-`--small` checks the script itself on a CPU, in a minute or two. Each step of
-each model is a program to compile, which takes long: where time is short, take one
-model and one precision a run. Products of the models themselves are as the backend
-makes them, on a GPU mostly in TF32; those of the fields are not shortened.
+`--small` checks the script itself on a CPU, in a minute or two. Compiling the steps
+takes long: if time is short, pass one model and one precision. The products of the
+models have the precision of the backend, on a GPU mostly TF32; those of the fields have
+full precision.
 """
 
 import argparse
@@ -37,7 +37,7 @@ SMOOTHNESS = 100.0
 
 
 def check() -> None:
-    """Prints the errors on this device, against float64 on the CPU; raises if large."""
+    """Prints the errors of this device against float64 on the CPU; fails if large."""
     rng = np.random.default_rng(0)
     rhs = rng.normal(size=(4, 224, 224)).astype("float32")
     shifted = 1 + SMOOTHNESS * laplacian_eigenvalues(224, 224).astype("float64")
@@ -50,7 +50,7 @@ def check() -> None:
     images = rng.uniform(0, 255, (2, 64, 64, 3)).astype("float32")
     flow = np.tile(np.array([2.0, -3.0], "float32"), (2, 64, 64, 1))
     found = ops.convert_to_numpy(compiled(ksa.dense_image_warp, images, flow)())
-    moved = images[:, :-2, 3:]  # what was at (y - 2, x + 3)
+    moved = images[:, :-2, 3:]  # was at (y - 2, x + 3)
     errors["warp, of 255"] = np.abs(found[:, 2:, :-3] - moved).max()
 
     pictures = np.linspace(0, 0.3, 64)[:, None, None] * rng.uniform(size=(4, 1, 64, 3))
@@ -77,14 +77,14 @@ def check() -> None:
 
 
 def field_calls(size: int, batch: int) -> tuple[dict, dict]:
-    """Returns the calls to time, and the bytes and operations that each needs."""
+    """The calls to time, and the bytes and operations that each needs."""
     rng = np.random.default_rng(0)
     images = rng.uniform(0, 1, (batch, size, size, 3)).astype("float32")
     rhs = rng.normal(size=(2 * batch, size, size)).astype("float32")
     flow = rng.normal(size=(batch, size, size, 2)).astype("float32")
     gradients = rng.normal(size=images.shape).astype("float32")
     operator = ScreenedPoisson(size, size, SMOOTHNESS)
-    numbers = 4 * batch * size**2  # the bytes of one plane of every image
+    numbers = 4 * batch * size**2  # bytes of one plane of every image
     half = -(-size // 2)
 
     def iterations() -> int:
@@ -112,9 +112,9 @@ def field_calls(size: int, batch: int) -> tuple[dict, dict]:
     needs = {
         "solve": (4 * numbers, products),
         "warp": (8 * numbers, 0),
-        # Images and gradients in, images out; what lies between need not be stored.
+        # Images and gradients in, images out; nothing between has to be stored.
         "flow and warp": (9 * numbers, products),
-        # Of each iteration: x, r, p in and out, z and A p in and out, the operator in.
+        # In each iteration x, r, p, z and A p in and out, and the operator in.
         f"recolouring ({rounds} iterations)": (
             rounds * (12 * 3 + 2) * numbers,
             rounds * coarse,
@@ -135,7 +135,7 @@ def field_calls(size: int, batch: int) -> tuple[dict, dict]:
 
 
 def kornia_elastic(images: np.ndarray) -> Callable[[], object] | None:
-    """Returns a call of kornia's random elastic transform, where it is installed."""
+    """A call of kornia's random elastic transform, or `None` without kornia."""
     try:
         import kornia
         import torch
@@ -148,7 +148,7 @@ def kornia_elastic(images: np.ndarray) -> Callable[[], object] | None:
         noise = torch.rand(len(x), 2, *x.shape[2:], device=place) * 2 - 1
         result = kornia.geometry.transform.elastic_transform2d(x, noise)
         if place == "cuda" and backend.backend() != "torch":
-            torch.cuda.synchronize()  # for which `wait` does not know to wait
+            torch.cuda.synchronize()  # `wait` waits for Keras' backend only
         return result
 
     return call

@@ -1,9 +1,10 @@
-"""Training steps on the accelerator: what each form of augmentation adds."""
+"""Times training steps on the accelerator with each form of augmentation."""
 
 import functools
 import itertools
 import math
 import sys
+from typing import Any
 
 import keras
 import numpy as np
@@ -24,7 +25,7 @@ MODELS = {
 
 
 def application(name: str) -> keras.Model:
-    """Returns a model of `keras.applications` without weights, for raw pixels."""
+    """A model of `keras.applications` with random weights, for raw pixels."""
     build = getattr(keras.applications, name)
     shape = (224, 224, 3)
     return build(
@@ -33,10 +34,12 @@ def application(name: str) -> keras.Model:
 
 
 class GradientOnly(ksa.AdversarialRecoloring):
-    """The fast gradient sign method: a gradient, and nothing else that costs."""
+    """The fast gradient sign method: costs the gradient and next to nothing else."""
 
-    def make_field(self, images, gradients, strength, basis=None):
-        """Returns the sign of the gradient, at the strength."""
+    def make_field(
+        self, images: Any, gradients: Any, strength: Any, basis: Any = None
+    ) -> Any:
+        """The sign of the gradient, times the strength."""
         strength = 255.0 * strength[:, None, None, None]
         return strength * ops.sign(gradients)
 

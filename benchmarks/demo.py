@@ -1,8 +1,8 @@
 """What adversarial augmentation gains on real images, in minutes on two cores.
 
-Trains a small CNN on few images of data sets that need no download, several seeds for
-each row, and prints accuracies, their standard errors and the paired differences. The
-layers have their default smoothness and rate.
+Trains a small CNN on few images of data sets that need no download, with several seeds
+for each row. Prints accuracies, standard errors and paired differences. Flows and
+recolourings have their default smoothness, coherence and rate.
 
     python -m benchmarks.demo [--seeds 3 2 2] [--data digits glyphs colour-glyphs]
         [--picture demo.png] [--small]
@@ -21,14 +21,14 @@ from experiments.cells import Cell, load_cells
 from experiments.models import confidences
 from experiments.table import comparison
 
-# Rows by their labels: the adversary of the cell, and what else is set.
+# The adversary of each row, and its further settings.
 FLOW_ROWS = {
     "none": ("none",),
     "random flow": ("random-flow",),
     "adversarial flow, fresh": ("flow",),
     "adversarial flow, reused": ("flow-reused",),
 }
-# The magnitudes were chosen by `python -m benchmarks.recoloring_strengths`.
+# `python -m benchmarks.recoloring_strengths` chose the magnitudes.
 RECOLORING_ROWS = {
     "none": ("none",),
     "colour jitter": ("colour-jitter", "recoloring.magnitude=0.7"),
@@ -39,7 +39,7 @@ RECOLORING_ROWS = {
         "recoloring.magnitude=0.7",
     ),
 }
-# Data sets: the file of their cells, and their rows.
+# The file of the cells, and the rows of each data set.
 DATA = {
     "digits": ("small/digits", FLOW_ROWS),
     "glyphs": ("small/glyphs", FLOW_ROWS),
@@ -54,12 +54,12 @@ DEFAULTS = (
 
 
 def cell_of(data: str, row: str, *changes: str) -> Cell:
-    """Returns the cell of a row.
+    """The cell of a row.
 
     Args:
         data: one of `DATA`.
         row: one of the rows of the data set.
-        *changes: further `KEY=VALUE`, as `load_cells` takes them.
+        *changes: further `KEY=VALUE` for `load_cells`.
     """
     config, rows = DATA[data]
     adversary, *settings = rows[row]
@@ -69,17 +69,17 @@ def cell_of(data: str, row: str, *changes: str) -> Cell:
 
 
 def accuracies_of(job: tuple[str, str, int], smoke: bool = False) -> dict[str, float]:
-    """Returns the accuracies of a job, `(data, row, seed)`, on each test set."""
+    """Trains a job, `(data, row, seed)`; returns its accuracy on each test set."""
     data, row, seed = job
     return runs.train(cell_of(data, row), seed, smoke=smoke)[1]["accuracy"]
 
 
 def plain_model(data: str, small: bool = False) -> tuple:
-    """Returns a model trained without augmentation, and test images and labels.
+    """Trains without augmentation; returns the model, test images and labels.
 
     Args:
         data: `"digits"` or `"glyphs"`.
-        small: whether two steps and 20 images are enough.
+        small: whether to take only two steps and 20 test images.
     """
     model, _ = runs.train(cell_of(data, "none"), 0, smoke=small)
     x, y = datasets.load(data)[1][""]
@@ -87,11 +87,11 @@ def plain_model(data: str, small: bool = False) -> tuple:
 
 
 def draw(path: str, small: bool = False) -> None:
-    """Writes a picture: image, flow and warped image with the model's confidence.
+    """Writes a picture of images, flows and warped images with the model's answers.
 
     Args:
         path: file to write to.
-        small: whether to draw it for models that were hardly trained.
+        small: whether to draw models after two steps of training.
     """
     rows = []
     for data in ("digits", "glyphs"):
@@ -170,7 +170,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def workers(small: bool) -> dict:
-    """Returns the arguments of `run_all`: a process a core, or this one if small."""
+    """Arguments of `run_all`: one process a core, or only this process if small."""
     if small:
         return {"workers": 1, "tasks": None}
     return {"workers": os.cpu_count() or 1}

@@ -1,4 +1,4 @@
-"""The device that Keras computes on: compiled calls, waiting, its name, its rates."""
+"""Compiled calls on the device of Keras, waiting for it, its name and its rates."""
 
 import time
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from keras_structadv.backends import framework
 
 
 def compiled(function: Callable, *inputs: object) -> Callable[[], object]:
-    """Returns a call of the compiled function, which does not wait for the device."""
+    """A call of the compiled function that does not wait for the device."""
     inputs = [ops.convert_to_tensor(x) for x in inputs]
     name = backend.backend()
     if name == "jax":
@@ -30,9 +30,9 @@ def compiled(function: Callable, *inputs: object) -> Callable[[], object]:
 
 
 def per_call(calls: dict, rounds: int) -> dict[str, np.ndarray]:
-    """Returns the seconds of one call in each round, many calls to a wait.
+    """Seconds of one call in each round, by name.
 
-    So it is the device that is timed, not the way to it.
+    Many calls share one wait, so that the latency of a launch does not count.
     """
     times, repeated = {}, {}
     for name, call in calls.items():
@@ -53,7 +53,7 @@ def per_call(calls: dict, rounds: int) -> dict[str, np.ndarray]:
 
 
 def wait(result: object) -> None:
-    """Waits until the device has made a result."""
+    """Waits until the device has computed a result."""
     if backend.backend() == "jax":
         import jax
 
@@ -70,7 +70,7 @@ def wait(result: object) -> None:
 
 
 def device() -> str:
-    """Returns the name of the accelerator."""
+    """The name of the accelerator, or "cpu"."""
     name = backend.backend()
     if name == "jax":
         import jax
@@ -89,7 +89,7 @@ def device() -> str:
 
 
 def rates(rounds: int, small: bool) -> tuple[float, float]:
-    """Returns the bytes a second of a copy, and the operations of a product."""
+    """Bytes a second of a copy, and operations a second of a matrix product."""
     numbers = 2**22 if small else 2**28
     size = 1024 if small else 8192
     rng = np.random.default_rng(0)

@@ -1,9 +1,9 @@
-"""Draws the pictures of the README, with the models that the benchmarks train.
+"""Draws the pictures of the README.
 
     python -m benchmarks.gallery [--folder images] [--small]
 
-`flow.png` and `recoloring.png` are those of `demo` and of `recoloring_structure`,
-`steps.png` is in the manner of the paper's figure 3.
+`demo` draws `flow.png`, and `recoloring_structure` draws `recoloring.png`. `steps.png`
+follows the paper's figure 3.
 """
 
 import argparse
@@ -22,9 +22,9 @@ STEPS = (0, 2, 4, 6, 8, 10)
 
 
 def films(model: keras.Model, x: Any, y: Any, targets: Any) -> dict[str, np.ndarray]:
-    """Returns the images after each of `STEPS`, away from labels and towards targets.
+    """The images after each of `STEPS`, away from labels and towards targets.
 
-    Each step is of one pixel.
+    Each step moves by one pixel.
     """
     made = {}
     for name, data in (
@@ -44,7 +44,7 @@ def draw_steps(path: pathlib.Path, small: bool = False) -> None:
 
     Args:
         path: file to write to.
-        small: whether to draw it for a model that was hardly trained.
+        small: whether to draw a model after two steps of training.
     """
     from matplotlib.figure import Figure
 
@@ -87,10 +87,10 @@ def draw_steps(path: pathlib.Path, small: bool = False) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Draws them all."""
+    """Draws all pictures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=pathlib.Path, default=pathlib.Path("images"))
-    parser.add_argument("--small", action="store_true", help="hardly trained models")
+    parser.add_argument("--small", action="store_true", help="models after two steps")
     options = parser.parse_args(arguments)
     folder, small = options.folder, options.small
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,8 @@
 """Chooses the magnitude of each recolouring row of the demo, on the validation set.
 
-Trains on colour glyphs with each magnitude, and prints the accuracies on typefaces that
-neither training nor test set has, in the same and in unseen colours.
+Trains on colour glyphs with each magnitude. Prints the accuracies on the validation
+set, whose typefaces are in neither training nor test set, in the same and in unseen
+colours.
 
     python -m benchmarks.recoloring_strengths [--seeds 4] [--rows ROW ...] [--small]
 """
@@ -17,7 +18,7 @@ MAGNITUDES = (0.2, 0.3, 0.5, 0.7)
 
 
 def measure(job: tuple[str, float, int], smoke: bool = False) -> dict[str, float]:
-    """Returns the validation accuracies of a job, `(row, magnitude, seed)`."""
+    """Trains a job, `(row, magnitude, seed)`; returns its validation accuracies."""
     row, magnitude, seed = job
     cell = cell_of("colour-glyphs", row, f"recoloring.magnitude={magnitude}")
     return train(cell, seed, held_out="validation", smoke=smoke)[1]["accuracy"]

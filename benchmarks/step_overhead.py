@@ -1,8 +1,8 @@
 """What adversarial augmentation adds to a training step.
 
 A small ResNet on 32x32x3 crops of photographs, batch 128. Each variant is a model of
-its own, from the same initial weights, and takes the steps that `fit` would take. All
-variants run in turn in one process; each row is the median over the rounds of the ratio
+its own with the same initial weights, and takes the training steps of `fit`. All
+variants run in turn in one process. Each row is the median over the rounds of the ratio
 to the plain step of the same round.
 
     python -m benchmarks.step_overhead [--rounds N] [--only SUBSTRING] [--small]
@@ -23,7 +23,7 @@ BATCH = 128
 
 
 def small_resnet(kind: type[keras.Model] = keras.Model) -> keras.Model:
-    """Returns a ResNet of that class, with three stages of one residual block each."""
+    """A ResNet of three stages with one residual block each, of class `kind`."""
     inputs = keras.Input((32, 32, 3))
     x = layers.Rescaling(1 / 255)(inputs)
     x = layers.Conv2D(32, 3, padding="same", use_bias=False)(x)
@@ -45,14 +45,14 @@ def small_resnet(kind: type[keras.Model] = keras.Model) -> keras.Model:
 
 
 class GradientOnly(keras.Model):
-    """Takes the gradient of every image and does nothing with it."""
+    """Computes the gradient of every image before each plain step."""
 
     def train_step(self, data: tuple) -> dict:
-        """Returns the logs, with the size of the gradient so that it is computed."""
+        """Logs the size of the gradient, so that no compiler drops it."""
         images, labels = data
         gradients = ksa.per_image_gradients(self, images, labels)
-        # Whatever uses the gradient has to wait for it. Without this the two passes
-        # would run at the same time, and seem cheaper than they can be.
+        # Augmentation has to wait for the gradient. Without this dependency the two
+        # passes would overlap and cost less than any augmentation can.
         with tf.control_dependencies([gradients]):
             images = tf.identity(images)
         logs = super().train_step((images, labels))
@@ -60,7 +60,7 @@ class GradientOnly(keras.Model):
 
 
 def behind(layer: layers.Layer) -> type[keras.Model]:
-    """Returns a class of models that train on what the layer makes of the images."""
+    """A class of models that augment the images with a layer in the train step."""
 
     class Behind(keras.Model):
         def train_step(self, data: tuple) -> dict:
@@ -71,7 +71,7 @@ def behind(layer: layers.Layer) -> type[keras.Model]:
 
 
 def variants() -> dict[str, tuple[type[keras.Model], keras.callbacks.Callback]]:
-    """Returns, by name, the class of the model and the callback it trains with."""
+    """The class of the model and the callback of each variant, by name."""
     plain = keras.callbacks.Callback
     return {
         "plain": (keras.Model, plain()),
@@ -97,13 +97,13 @@ def variants() -> dict[str, tuple[type[keras.Model], keras.callbacks.Callback]]:
 
 
 class Step:
-    """The training step of one variant, past its first epoch.
+    """The training step of a variant in its second epoch, where gradients are reused.
 
     Args:
         kind: the class of the model.
         callback: the callback.
-        weights: those that the model starts from.
-        batch: what it trains on, over and over.
+        weights: initial weights.
+        batch: images and labels, the same for every step.
         jit_compile: whether XLA compiles the step.
     """
 
@@ -119,7 +119,7 @@ class Step:
         model.set_weights(weights)
         self.step = fit_step(prepare(model, batch, jit_compile), callback)
         self.iterator = repeated(batch)
-        for _ in range(2):  # compiles; what is reused is there from the first one on
+        for _ in range(2):  # compiles, and stores the gradients to reuse
             self()
         callback.on_epoch_begin(1)
 
@@ -131,7 +131,7 @@ class Step:
 def measure(
     jit_compile: bool, rounds: int, only: str, size: int = BATCH
 ) -> dict[str, np.ndarray]:
-    """Returns the seconds of each variant that runs, in each round."""
+    """The seconds of each variant in each round; prints which do not compile."""
     (images, labels), _ = ksa.datasets.load_photographs(32, crops=-(-size // 10))
     order = np.random.default_rng(0).permutation(len(images))[:size]
     batch = images[order].astype("float32"), labels[order]

@@ -1,8 +1,8 @@
-"""What an adversarial layer costs in a `tf.data` pipeline, and in the train step.
+"""What an adversarial layer costs in a `tf.data` pipeline and in the train step.
 
-The small ResNet of `step_overhead`, crops of photographs, 32x32x3, batch 128, flow and
-recolouring at half of the images. An epoch of each variant in turn in one process; the
-median over the rounds of its ratio to the plain epoch of the same round.
+The small ResNet of `step_overhead` on 32x32x3 crops of photographs, batch 128; flow and
+recolouring of half of the images. Epochs of all variants run in turn in one process.
+Each row is the median over the rounds of the ratio to the plain epoch of that round.
 
     python -m benchmarks.tf_data [--rounds N] [--batches N] [--small]
 """
@@ -21,7 +21,7 @@ from benchmarks.training_step import fit_step, prepare
 
 
 def load(batches: int, size: int) -> tf.data.Dataset:
-    """Returns so many batches of images and labels, kept in memory."""
+    """Batches of images and labels, cached in memory."""
     count = size * batches
     (images, labels), _ = ksa.datasets.load_photographs(32, crops=-(-count // 10))
     order = np.random.default_rng(0).permutation(len(images))[:count]
@@ -30,7 +30,7 @@ def load(batches: int, size: int) -> tf.data.Dataset:
 
 
 def read(data: tf.data.Dataset) -> Callable[[], None]:
-    """Returns an epoch that only reads the data."""
+    """An epoch that only reads the data."""
 
     def epoch() -> None:
         for x, _ in data:
@@ -42,7 +42,7 @@ def read(data: tf.data.Dataset) -> Callable[[], None]:
 def train(
     model: keras.Model, data: tf.data.Dataset, callback: keras.callbacks.Callback
 ) -> Callable[[], None]:
-    """Returns an epoch of a model, trained with a callback."""
+    """An epoch of training with a callback."""
     step = fit_step(model, callback)
     batches = int(data.cardinality())
 
@@ -56,7 +56,7 @@ def train(
 
 
 def epochs(batches: int, size: int) -> dict[str, Callable[[], None]]:
-    """Returns, by name, functions that go through the data once."""
+    """Functions that run one epoch of each variant, by name."""
     data = load(batches, size)
     first = tuple(x.numpy() for x in next(iter(data)))
     weights = small_resnet().get_weights()

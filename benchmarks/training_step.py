@@ -1,4 +1,4 @@
-"""One training step of `fit`, with its callback, to be called and timed by itself."""
+"""One training step of `fit` with a callback, as a function to be timed."""
 
 from collections.abc import Callable, Iterator
 
@@ -12,11 +12,11 @@ Batch = tuple[np.ndarray, np.ndarray]
 def prepare(
     model: keras.Model, batch: Batch, jit_compile: bool | str = "auto"
 ) -> keras.Model:
-    """Returns the model, compiled for a classification, with all its variables made.
+    """Compiles a classifier and creates all its variables.
 
     Args:
         model: from images to logits.
-        batch: images and labels, of which two are looked at.
+        batch: images and labels.
         jit_compile: as in `keras.Model.compile`.
     """
     model.compile(
@@ -25,12 +25,12 @@ def prepare(
         jit_compile=jit_compile,
     )
     model.optimizer.build(model.trainable_variables)
-    model.evaluate(*(x[:2] for x in batch), verbose=0)  # makes the loss tracker
+    model.evaluate(*(x[:2] for x in batch), verbose=0)  # creates the loss tracker
     return model
 
 
 def repeated(batch: Batch) -> Iterator:
-    """Returns an iterator that the train function takes, over one batch forever."""
+    """Repeats a batch forever, as an iterator for the train function of the backend."""
     images, labels = (ops.convert_to_tensor(x) for x in batch)
     if backend.backend() == "tensorflow":
         import tensorflow as tf
@@ -45,18 +45,18 @@ def repeated(batch: Batch) -> Iterator:
 def fit_step(
     model: keras.Model, callback: keras.callbacks.Callback
 ) -> Callable[[Iterator], dict[str, float]]:
-    """Returns the training step of a `fit` with the callback, at its first batch.
+    """Begins a `fit` with a callback and returns its training step.
 
-    It goes the way of `fit`: the hooks of the callback, then the train function that
-    the model has at that moment.
+    The step does what `fit` does for each batch: it calls the callback's hooks and the
+    model's train function.
 
     Args:
         model: as `prepare` returns it.
         callback: the only callback.
 
     Returns:
-        A function that trains on the next batch of an iterator, waits until the device
-        has done so, and returns the logs.
+        A function that trains on the next batch of an iterator, waits for the device
+        and returns the logs.
     """
     model.make_train_function(force=True)
     callback.set_params({})
@@ -76,7 +76,7 @@ def fit_step(
 
 
 def _train_on_jax(model: keras.Model) -> Callable[[Iterator], dict]:
-    """Returns the train function of JAX, which keeps its state itself."""
+    """The train function on JAX, with the state that `fit` would pass on."""
     parts = (
         model.trainable_variables,
         model.non_trainable_variables,
