@@ -151,8 +151,10 @@ def strength_range(name: str, value: Any) -> tuple[float, float]:
     Raises:
         ValueError: if the value is neither, or not 0 <= low <= high < infinity.
     """
-    pair: tuple = tuple(value) if isinstance(value, (tuple, list)) else (0.0, value)
-    numeric = len(pair) == 2 and all(isinstance(x, (int, float)) for x in pair)
+    pair: tuple[Any, ...] = (
+        tuple(value) if isinstance(value, (tuple, list)) else (0.0, value)
+    )
+    numeric = len(pair) == 2 and all(isinstance(x, numbers.Real) for x in pair)
     if not numeric or not 0 <= pair[0] <= pair[1] < float("inf"):
         raise ValueError(
             f"Received {name}={value!r}. Pass a number >= 0, to draw from "
