@@ -8,12 +8,16 @@ import textwrap
 import keras
 import numpy as np
 import pytest
-from conftest import small_model
 
 import keras_structadv as ksa
+from tests.models import small_model
 
 PLACES = ["outside", "inside"]
+
+
 FIT = {"batch_size": 2, "shuffle": False, "verbose": 0}
+
+
 STEPS = 3  # in an epoch
 
 
@@ -86,9 +90,6 @@ class Raise(keras.callbacks.Callback):
             raise self.error
 
 
-# Runs that are resumed.
-
-
 @pytest.mark.parametrize("place,last", [("outside", True), ("inside", False)])
 def test_a_resumed_run_is_the_uninterrupted_one(place, last, images, labels, tmp_path):
     def train(folder, *others):
@@ -123,8 +124,6 @@ def test_a_resumed_run_is_the_uninterrupted_one(place, last, images, labels, tmp
     for name, values in expected.items():
         np.testing.assert_allclose(history[name], values[2:], rtol=1e-4)
 
-
-# Models that are saved on the way.
 
 FRESH_PROCESS = """
     import sys
@@ -165,7 +164,7 @@ def test_a_checkpoint_loads_in_a_fresh_process(images, labels, tmp_path):
         callbacks = [training(place), checkpoint]
         models[place].fit(images, labels, epochs=2, callbacks=callbacks, **FIT)
     np.savez(tmp_path / "data.npz", images=images, labels=labels)
-    root = pathlib.Path(__file__).parents[1]
+    root = pathlib.Path(__file__).parents[2]
     script = textwrap.dedent(FRESH_PROCESS)
     done = subprocess.run(
         [sys.executable, "-c", script, str(tmp_path)],
@@ -212,9 +211,6 @@ def test_early_stopping_restores_the_best_weights(place, images, labels):
         np.testing.assert_array_equal(actual, best)
     assert np.abs(weights[3][0] - weights[1][0]).max() > 1e-3
     assert model.train_function is None
-
-
-# Runs that end in an error.
 
 
 def assert_goes_on(model, place, images, labels):
