@@ -10,17 +10,19 @@ from keras import ops
 
 
 def per_image_loss(model: keras.Model, loss: Any = None) -> Callable[[Any, Any], Any]:
-    """Returns `(labels, predictions) -> losses`, one loss for each image, (batch,).
+    """Returns a loss as `(labels, predictions) -> losses`, float32, (batch,).
 
-    The loss of an image is what `loss` reports for this image alone. A function that
-    reduces to a scalar by itself is taken as a mean over the batch.
+    An image's loss is what `loss` returns for this image alone. A function that returns
+    a scalar counts as a mean over the batch.
 
     Args:
-        model: the model whose compiled loss is taken when `loss` is `None`.
-        loss: a loss as `model.compile` takes it: name, function or `keras.losses.Loss`.
+        model: the model, for its compiled loss.
+        loss: a loss as `model.compile` takes it: name, function or `keras.losses.Loss`;
+            `None` for the compiled one.
 
     Returns:
-        The function.
+        The function, with the attributes `from_logits`, `takes_class_ids`, `is_binary`
+        and `ignore_class`.
 
     Raises:
         ValueError: if there is no loss, or more than one.
@@ -35,13 +37,15 @@ def per_image_loss(model: keras.Model, loss: Any = None) -> Callable[[Any, Any],
         )
     if isinstance(loss, (list, tuple, dict)):
         raise ValueError(
-            f"Received loss={loss!r}. Adversarial gradients are taken of one loss of "
-            "one output: pass it as `loss`."
+            f"Received loss={loss!r} for one output. Pass one loss: a name, a function "
+            "or a keras.losses.Loss."
         )
     return _PerImageLoss(loss)
 
 
 class _PerImageLoss:
+    """A loss of each image, and what its kind says about labels."""
+
     def __init__(self, loss: Any):
         self._sum = getattr(loss, "reduction", None) == "sum"
         self.from_logits = bool(getattr(loss, "from_logits", False))
@@ -50,7 +54,7 @@ class _PerImageLoss:
             loss.reduction = None
             name = type(loss).__name__ + loss.name
         elif str(loss).lower() in ("crossentropy", "ce"):
-            name = loss  # the labels decide which
+            name = loss  # decided by the form of the labels
         else:
             loss = keras.losses.get(loss)
             name = getattr(loss, "__name__", "")
@@ -88,10 +92,10 @@ class _PerImageLoss:
 
 
 def only_entry(x: Any) -> Any:
-    """Returns the one entry of a list, tuple or dict that has one, else `x` itself."""
+    """Unpacks lists, tuples and dicts with one entry; returns anything else as is."""
     while isinstance(x, (list, tuple, dict)) and len(x) == 1:
         (entry,) = x.values() if isinstance(x, dict) else x
-        if isinstance(entry, numbers.Number):  # the label of one image
+        if isinstance(entry, numbers.Number):  # a list of labels for one image
             break
         x = entry
     return x
