@@ -35,7 +35,8 @@ class JAX(Framework):
 
     def train_function(self, model: keras.Model, step: AugmentedStep) -> Callable:
         plain = model.train_step
-        ours: list[keras.Variable] | None = None
+        ours: list[keras.Variable] = []
+        prepared = False
 
         def train_step(state: Any, data: Any) -> tuple[Any, Any]:
             *state, values = state
@@ -51,13 +52,13 @@ class JAX(Framework):
             compiled = forced_train_function(model)
 
         def train_function(state: tuple, batches: Iterator) -> tuple[Any, tuple]:
-            nonlocal ours
+            nonlocal ours, prepared
             try:
-                if ours is None:
+                if not prepared:
                     first = next(batches)
                     step.prepare(first)
                     batches = itertools.chain([first], batches)
-                    ours = list(step.variables)
+                    ours, prepared = list(step.variables), True
                 values = [variable.value for variable in ours]
                 logs, (*after, values) = compiled((*state, values), batches)
             except BaseException:
@@ -72,7 +73,7 @@ class JAX(Framework):
     def step_with_gradients(
         self,
         model: keras.Model,
-        train_step: "_StatefulStep",
+        train_step: Any,  # a `_StatefulStep`
         pack: Callable[[Any], Any],
         images: Any,
     ) -> tuple[Any, Any]:

@@ -50,7 +50,7 @@ class Inference(keras.layers.Layer):
 class _InMode(keras.layers.Layer):
     """Sets the mode that the layers called after it inherit; returns its input."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__(autocast=False)
         self.built = True
 

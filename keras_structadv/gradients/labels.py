@@ -6,8 +6,12 @@ from typing import Any
 import keras
 from keras import backend, ops
 
+from keras_structadv.gradients.loss import PerImageLoss
 
-def as_labels(classes: Any, predictions: Any, loss: Any, like: Any = None) -> Any:
+
+def as_labels(
+    classes: Any, predictions: Any, loss: PerImageLoss, like: Any = None
+) -> Any:
     """Converts class ids or vectors to the labels that a loss takes.
 
     Args:
@@ -39,7 +43,7 @@ def as_labels(classes: Any, predictions: Any, loss: Any, like: Any = None) -> An
     return ops.reshape(ops.cast(classes, dtype), shape)
 
 
-def most_likely(predictions: Any, loss: Any) -> Any:
+def most_likely(predictions: Any, loss: PerImageLoss) -> Any:
     """Returns the label that a model predicts.
 
     Args:

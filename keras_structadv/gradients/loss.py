@@ -2,14 +2,13 @@
 
 import copy
 import numbers
-from collections.abc import Callable
 from typing import Any
 
 import keras
 from keras import ops
 
 
-def per_image_loss(model: keras.Model, loss: Any = None) -> Callable[[Any, Any], Any]:
+def per_image_loss(model: keras.Model, loss: Any = None) -> "PerImageLoss":
     """Returns a loss as `(labels, predictions) -> losses`, float32, (batch,).
 
     An image's loss is what `loss` returns for this image alone. A function that returns
@@ -21,8 +20,7 @@ def per_image_loss(model: keras.Model, loss: Any = None) -> Callable[[Any, Any],
             `None` for the compiled one.
 
     Returns:
-        The function, with the attributes `from_logits`, `takes_class_ids`, `is_binary`
-        and `ignore_class`.
+        The function.
 
     Raises:
         ValueError: if there is no loss, or more than one.
@@ -40,11 +38,21 @@ def per_image_loss(model: keras.Model, loss: Any = None) -> Callable[[Any, Any],
             f"Received loss={loss!r} for one output. Pass one loss: a name, a function "
             "or a keras.losses.Loss."
         )
-    return _PerImageLoss(loss)
+    return PerImageLoss(loss)
 
 
-class _PerImageLoss:
-    """A loss of each image, and what its kind says about labels."""
+class PerImageLoss:
+    """A loss of each image, and what its kind says about labels.
+
+    Args:
+        loss: a loss as `model.compile` takes it.
+
+    Attributes:
+        from_logits: whether predictions are logits.
+        takes_class_ids: whether labels are class ids, not vectors.
+        is_binary: whether it is a binary cross-entropy.
+        ignore_class: the class id of what has no label, or `None`.
+    """
 
     def __init__(self, loss: Any):
         self._sum = getattr(loss, "reduction", None) == "sum"
@@ -64,6 +72,7 @@ class _PerImageLoss:
         self.ignore_class = getattr(loss, "ignore_class", None)
 
     def __call__(self, labels: Any, predictions: Any) -> Any:
+        """Returns the loss of each image, float32, (batch,)."""
         labels = ops.convert_to_tensor(labels)
         if isinstance(self._loss, keras.losses.Loss):
             losses = self._loss(labels, predictions)

@@ -33,8 +33,8 @@ def by_output(
     """
     predictions = only_entry(predictions)
     if not isinstance(predictions, (list, tuple, dict)):
-        entries = (only_entry(x) for x in labels)
-        return [(1.0, per_image_loss(model, loss), predictions, *entries)]
+        only = map(only_entry, labels)
+        return [(1.0, per_image_loss(model, loss), predictions, *only)]
     weights = None
     if loss is None and getattr(model, "loss", None) is not None:
         loss, weights = model.loss, compiled_loss_weights(model)
@@ -61,7 +61,7 @@ def by_output(
             "list or a dict with one entry for each output."
         )
 
-    rows = zip(
+    outputs = zip(
         entries("loss_weights", weights, one_for_all=True),
         entries("loss", loss, one_for_all=True),
         predictions,
@@ -69,7 +69,7 @@ def by_output(
     )
     rows = [
         (1.0 if weight is None else weight, per_image_loss(model, one), *rest)
-        for weight, one, *rest in rows
+        for weight, one, *rest in outputs
         if one is not None
     ]
     if not rows:

@@ -17,6 +17,7 @@ from keras_structadv.gradients.labels import (
     as_labels,
     most_likely,
 )
+from keras_structadv.gradients.loss import PerImageLoss
 from keras_structadv.gradients.outputs import by_output
 
 # Each image's loss is scaled to this size before the backward pass, so that float16
@@ -109,10 +110,13 @@ def gradients_of(
 
     def objective(images: Any) -> tuple[Any, Any]:
         losses = 0.0
-        for weight, *row, aim in by_output(model, loss, forward(images), labels, aims):
+        for weight, one, predictions, true, aim in by_output(
+            model, loss, forward(images), labels, aims
+        ):
             if aims is None or aim is not None:  # else no target for this output
-                one = _adversarial_losses(*row, rule if aims is None else aim, images)
-                losses = losses + weight * one
+                losses = losses + weight * _adversarial_losses(
+                    one, predictions, true, rule if aims is None else aim, images
+                )
         size = ops.maximum(ops.abs(ops.stop_gradient(losses)), 0.01)
         return ops.sum(losses * (_LOSS_SIZE / size)), size
 
@@ -126,7 +130,7 @@ def gradients_of(
 
 
 def _adversarial_losses(
-    loss: Callable, predictions: Any, labels: Any, target: Any, images: Any
+    loss: PerImageLoss, predictions: Any, labels: Any, target: Any, images: Any
 ) -> Any:
     """Returns what each image ascends for one output, float32, (batch,).
 
