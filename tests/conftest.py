@@ -24,8 +24,8 @@ if backend.backend() != "tensorflow":
     collect_ignore += [
         f"training/test_{name}.py"
         for name in (
-            *("adversarial_training", "batch", "fit", "fresh_step", "kept_gradients"),
-            *("measures", "refresh_snapshot", "reuse_step", "stopping"),
+            *("adversarial_training", "after_fit", "batch", "fresh_step", "history"),
+            *("kept_gradients", "refresh_snapshot", "reuse_step", "stopping"),
         )
     ]
     collect_ignore += ["parity", "usages"]

@@ -18,14 +18,14 @@ DIGITS = "--config small/digits --set adversary=flow policy=none"
 # The arguments that make a script small. They come last, so that they win.
 SMALLEST = {
     "benchmarks.accelerator": "--small --precision float32",
-    "benchmarks.demo": "--small --data digits colour-glyphs --picture demo.png",
+    "benchmarks.demo": "--small --data digits",
     "benchmarks.gallery": "--small --folder pictures",
     "benchmarks.recoloring_solve": "--small",
     "benchmarks.recoloring_strengths": "--small --rows 'colour jitter'",
-    "benchmarks.recoloring_structure": "--small --picture recoloring.png",
+    "benchmarks.recoloring_structure": "--small",
     "benchmarks.reuse_variants": "--small",
     "benchmarks.solve_and_warp": "--small",
-    "benchmarks.step_overhead": "--small --only 'flow, rate 1'",
+    "benchmarks.step_overhead": "--small --only 'flow, rate 1, reused'",
     "benchmarks.tf_data": "--small",
     "experiments.search": f"--smoke --trials 1 {DIGITS}",
     "experiments.table": "results.jsonl",
@@ -35,16 +35,16 @@ SMALLEST = {
 }
 # Words of what it prints at the end, or a file that it writes.
 SIGNS = {
-    "benchmarks.accelerator": "| recolouring, rate 1, reused |",
-    "benchmarks.demo": "demo.png",
+    "benchmarks.accelerator": "| flow, rate 1, reused |",
+    "benchmarks.demo": "| adversarial flow, reused | 1 |",
     "benchmarks.gallery": "pictures/steps.png",
     "benchmarks.recoloring_solve": "| 32x32 x 4 |",
     "benchmarks.recoloring_strengths": "| colour jitter | 0.2 |",
-    "benchmarks.recoloring_structure": "recoloring.png",
+    "benchmarks.recoloring_structure": "loss, ours minus ours, of noise",
     "benchmarks.reuse_variants": "| half random |",
     "benchmarks.solve_and_warp": "| 32x32 x 4 | map_coordinates, XLA |",
     "benchmarks.step_overhead": "| flow, rate 1, reused gradients |",
-    "benchmarks.tf_data": "| recolouring, callback, reused |",
+    "benchmarks.tf_data": "| flow, callback, reused |",
     "experiments.search": "best validation accuracy",
     "experiments.table": "| flow-reused | none | 10 |",
     "experiments.train": "small/digits/flow: two steps",

@@ -1,6 +1,6 @@
-"""What differs between TensorFlow, JAX and PyTorch; nothing else imports them.
+"""All that differs between TensorFlow, JAX and PyTorch; only this folder imports them.
 
-`framework()` is the backend in use, a `Framework`.
+`framework()` returns the `Framework` in use.
 """
 
 from keras_structadv.backends.base import AugmentedStep, Framework

@@ -1,4 +1,4 @@
-"""The methods for TensorFlow; see `Framework` for what each has to do."""
+"""The methods of `Framework` on TensorFlow."""
 
 import inspect
 import math
@@ -16,7 +16,7 @@ from keras_structadv.backends.train_step import check_calls, of_each_image, repl
 
 
 class TensorFlow(Framework):
-    """The methods for TensorFlow."""
+    """Keras on TensorFlow."""
 
     def gradients(
         self, objective: Callable[[Any], tuple[Any, Any]], images: Any
@@ -37,9 +37,8 @@ class TensorFlow(Framework):
     ) -> tuple[Any, Any]:
         import tensorflow as tf
 
-        # The tape here lies around that of the step. Its backward pass is the one that
-        # the step makes for the weights, but for the first layer; graph compilers merge
-        # the two.
+        # This tape lies around that of the step. Except in the first layer, both make
+        # the same backward pass, and graph compilers merge the two.
         losses = []
         compute_loss = model.compute_loss
 
@@ -52,8 +51,8 @@ class TensorFlow(Framework):
             with replaced(model, "compute_loss", recording):
                 logs = train_step(pack(images))
             check_calls(model, "compute_loss", len(losses))
-            # As the step does it, so that float16 does not lose small gradients, and
-            # that the two backward passes are the same.
+            # Scaled as in the step: float16 keeps small gradients, and the two backward
+            # passes stay the same.
             loss = model.optimizer.scale_loss(losses[0])
         gradients = tape.gradient(loss, images)
         return logs, of_each_image(gradients, model.optimizer.scale_loss(1.0), images)
@@ -74,7 +73,7 @@ class TensorFlow(Framework):
     def largest(
         self, x: Any, axis: int | tuple[int, ...], keepdims: bool, least: float
     ) -> Any:
-        # `amax` raises for no images.
+        # `amax` raises for an empty batch.
         return ops.max(x, axis=axis, keepdims=keepdims, initial=least)
 
     def sparse_matrix(
@@ -85,7 +84,7 @@ class TensorFlow(Framework):
         return tf.SparseTensor(indices, values, shape)
 
     def fused(self, function: Callable, in_eager: bool = False) -> Callable:
-        if sys.platform == "darwin":  # Metal devices do not have XLA
+        if sys.platform == "darwin":  # Metal devices have no XLA
             return function
         import tensorflow as tf
 
@@ -103,7 +102,7 @@ class TensorFlow(Framework):
         return ops.convert_to_numpy(x) if tf.executing_eagerly() else None
 
     def is_single_batch(self, batches: Any) -> bool:
-        return inspect.isgenerator(batches)  # `fit` gives an iterator of `tf.data`
+        return inspect.isgenerator(batches)  # `fit` passes an iterator of `tf.data`
 
     def check_native(self, data: Any) -> None:
         pass
@@ -118,7 +117,7 @@ class TensorFlow(Framework):
             with tf.device("CPU:0"):
                 return tf.Variable(content, trainable=False)
 
-        # A new thread: a strategy in effect here would make a copy for each device.
+        # In a new thread, because a strategy here would make a copy for each device.
         with futures.ThreadPoolExecutor(1) as pool:
             return pool.submit(on_the_cpu).result()
 
@@ -130,7 +129,7 @@ class TensorFlow(Framework):
         def array(start: int, dtype: str, shape: tuple) -> Any:
             kind = tf.as_dtype(dtype)
             end = start + kind.size * math.prod(shape)
-            value = flat[start:end]  # aligned, so that nothing is copied
+            value = flat[start:end]  # aligned: no copy
             if kind == tf.bool:
                 return tf.reshape(value != 0, shape)
             size = (kind.size,) if kind.size > 1 else ()

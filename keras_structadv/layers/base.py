@@ -23,6 +23,7 @@ from keras_structadv.layers.layout import Layout
 from keras_structadv.layers.value_range import check_values
 
 _TARGETS = (None, *TARGETS)
+_OF_KERAS = {"activity_regularizer", "batch_shape", "input_shape", "trainable"}
 _SYNONYMS = {
     "p": "rate",
     "probability": "rate",
@@ -116,9 +117,7 @@ class StructuredAdversary(Adversary):
     def _check_names(cls, unknown: dict) -> None:
         """Raises a `TypeError` for an argument that no layer has, with a hint."""
         known = set(inspect.signature(cls).parameters) - {"kwargs"}
-        for name in set(unknown) - set(
-            inspect.signature(keras.layers.Layer).parameters
-        ):
+        for name in set(unknown) - _OF_KERAS:
             near = difflib.get_close_matches(name, known, 1)
             hint = _SYNONYMS.get(name) or (near[0] if near else None)
             raise TypeError(

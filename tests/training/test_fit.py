@@ -1,151 +1,125 @@
-"""What a `fit` takes from a model, and gives back."""
+"""What a `fit` takes from a model, keeps with it, and gives back."""
+
+import gc
+import weakref
 
 import keras
 import numpy as np
 import pytest
+from conftest import small_model
 
 import keras_structadv as ksa
-from tests.models import (
-    assert_plain,
-    assert_same_weights,
-    build,
-    layer,
-    loss_from_logits,
-)
 
 
-def test_validation_and_evaluation_are_plain(images, labels):
-    model = build("sequential")
-    model.optimizer.learning_rate = 0.0
-    validation = (images, labels)
-    model.layers[1].trainable = False
-    history = model.fit(
-        images,
-        labels,
-        verbose=0,
-        validation_data=validation,
-        callbacks=[ksa.AdversarialTraining(layer(rate=1.0))],
-    ).history
-    assert "val_adversarial_loss_gain" not in history
-    np.testing.assert_allclose(
-        history["val_loss"][0], model.evaluate(images, labels, verbose=0)[0], rtol=1e-6
+class Counting(ksa.AdversarialFlow):
+    """Counts how often it is traced."""
+
+    traced = 0
+
+    def apply(self, images, field):
+        type(self).traced += 1
+        return super().apply(images, field)
+
+
+def fit(model, images, labels, *callbacks, **arguments):
+    arguments = {"batch_size": 3, "epochs": 1} | arguments
+    return model.fit(images, labels, verbose=0, callbacks=callbacks, **arguments)
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    monkeypatch.setattr(Counting, "traced", 0)
+    return Counting(rate=1.0, seed=1, value_range=(0, 1))
+
+
+@pytest.mark.backends("tensorflow", "jax")
+@pytest.mark.parametrize("gradient", ["fresh", "reuse", "inside"])
+def test_a_second_fit_compiles_nothing(counted, gradient, images, labels):
+    inside = gradient == "inside"
+    callback = (
+        ksa.AdversarialTraining()
+        if inside
+        else ksa.AdversarialTraining(counted, gradient=gradient)
     )
+    model = small_model()
+    if inside:
+        model = keras.Sequential([counted, *model.layers])
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile("sgd", loss)
+    fit(model, images, labels, callback)
+    traced = counted.traced
+    assert traced >= 1
+    for _ in range(2):
+        history = fit(model, images, labels, callback).history
+        assert history["mean_displacement"][0] > 0
+    assert counted.traced == traced
 
 
-def test_afterwards_the_model_is_the_plain_one(images, labels, tmp_path):
-    model = build("functional")
-    names = [w.path for w in model.weights]
-    plain = build("functional")
-    plain.fit(images, labels, verbose=0)
-    callback = ksa.AdversarialTraining(layer())
-    checkpoint = keras.callbacks.ModelCheckpoint(tmp_path / "during.keras")
-    model.fit(images, labels, verbose=0, callbacks=[callback, checkpoint])
-    assert [w.path for w in model.weights] == names
-    assert set(vars(model)) == set(vars(plain))
-    assert model.metrics_names == plain.metrics_names
-    assert_plain(model)
-    custom = {"loss_from_logits": loss_from_logits}
-    saved = keras.saving.load_model(tmp_path / "during.keras", custom_objects=custom)
-    assert_same_weights(saved, model, atol=0)
-    history = model.fit(images, labels, verbose=0).history
-    assert "adversarial_loss_gain" not in history
+@pytest.mark.backends("tensorflow", "jax")
+def test_a_plain_fit_afterwards_runs_what_was_compiled_before(images, labels):
+    model = small_model()
+    fit(model, images, labels)
+    plain = model.train_function
+    callback = ksa.AdversarialTraining(ksa.AdversarialFlow(value_range=(0, 1)))
+    fit(model, images, labels, callback)
+    assert model.train_function is plain
+    fit(model, images, labels)
+    assert model.train_function is plain
 
 
-def test_a_train_step_of_the_instance_is_kept(images, labels):
-    model = build("sequential")
-    calls = []
-    plain = model.train_step
-
-    def own(data):
-        calls.append(1)
-        return plain(data)
-
-    model.train_step = own
-    model.fit(images, labels, verbose=0, callbacks=[ksa.AdversarialTraining(layer())])
-    assert calls and model.train_step is own
-
-
-class Stop(keras.callbacks.Callback):
-    def __init__(self, place):
-        super().__init__()
-        setattr(self, place, self.stop)
-
-    def stop(self, *_, **__):
-        raise KeyboardInterrupt
-
-    def on_train_batch_end(self, batch, logs=None):
-        """Keeps Keras from running the callbacks in another thread."""
+@pytest.mark.backends("tensorflow", "jax")
+def test_what_changes_the_step_compiles_a_new_one(counted, images, labels):
+    model = small_model()
+    callback = ksa.AdversarialTraining(counted)
+    fit(model, images, labels, callback)
+    counted.smoothness = 5.0
+    traced = counted.traced
+    fit(model, images, labels, callback)
+    assert counted.traced > traced
+    model.compile("sgd", "mean_squared_error")
+    traced = counted.traced
+    fit(model, images, np.zeros((6, 3)), callback)
+    assert counted.traced > traced
+    traced = counted.traced
+    fit(model, images, np.zeros((6, 3)), ksa.AdversarialTraining(counted))
+    assert counted.traced > traced
 
 
-def assert_trains_plainly(model, images, labels):
-    assert "train_step" not in vars(model)
-    reference = build("sequential")
-    reference.set_weights(model.get_weights())
-    fit = {"shuffle": False, "epochs": 2, "verbose": 0}
-    history = model.fit(images, labels, **fit).history
-    expected = reference.fit(images, labels, **fit).history
-    assert set(history) == set(expected)
-    assert_same_weights(model, reference, atol=1e-6)
+class MakesTheStepAnew(keras.callbacks.Callback):
+    """Unfreezes layers in the middle of a training, as fine-tuning does."""
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == 1:
+            self.model.make_train_function(force=True)
 
 
-@pytest.mark.parametrize("place", ["on_epoch_end", "on_train_batch_end"])
 @pytest.mark.parametrize("first", [False, True])
-def test_a_fit_that_is_interrupted_leaves_a_plain_model(images, labels, place, first):
-    model = build("sequential")
-    callbacks = [ksa.AdversarialTraining(layer()), Stop(place)]
-    with pytest.raises(KeyboardInterrupt):
-        model.fit(
-            images, labels, verbose=0, callbacks=callbacks[::-1] if first else callbacks
-        )
-    assert_trains_plainly(model, images, labels)
-
-
-def test_data_of_unknown_length(images, labels):
-    tf = pytest.importorskip("tensorflow")
-    data = tf.data.Dataset.from_tensor_slices((images, labels)).batch(4)
-    data = data.filter(lambda x, y: True)
-    for arguments in ({}, {"run_eagerly": True}, {"steps_per_execution": 2}):
-        model = build("sequential", **arguments)
-        callback = ksa.AdversarialTraining(layer())
-        history = model.fit(data, epochs=3, verbose=0, callbacks=[callback]).history
-        assert np.all(np.abs(history["adversarial_loss_gain"]) > 0)
-        assert_plain(model)
-
-
-def test_a_layer_that_was_bound_before_is_so_afterwards(images, labels):
-    calls = []
-
-    def own(y, p):
-        calls.append(1)
-        return loss_from_logits(y, p)
-
-    model, teacher = build("sequential"), build("subclassed")
-    bound = layer().bind(model, loss=own)
-    model.fit(images, labels, verbose=0, callbacks=[ksa.AdversarialTraining(bound)])
-    assert calls and bound.binding.model is model and bound.binding.loss is own
-    bound.bind(teacher)
-    model.fit(images, labels, verbose=0, callbacks=[ksa.AdversarialTraining(bound)])
-    assert bound.binding.model is teacher
-    free = layer()
-    model.fit(images, labels, verbose=0, callbacks=[ksa.AdversarialTraining(free)])
-    assert free.binding.model is None
-
-
-def test_an_error_inside_the_step_leaves_a_plain_model(images, labels):
-    tf = pytest.importorskip("tensorflow")
-
-    def broken():
-        yield images, labels
-        raise RuntimeError("the disk is gone")
-
-    data = tf.data.Dataset.from_generator(
-        broken,
-        output_signature=(
-            tf.TensorSpec((6, 8, 8, 1)),
-            tf.TensorSpec((6,), "int64"),
-        ),
+def test_another_callback_may_make_the_train_function_anew(images, labels, first):
+    callback = ksa.AdversarialTraining(
+        ksa.AdversarialFlow((1.0, 1.0), rate=1.0, value_range=(0, 1))
     )
-    model = build("sequential")
-    with pytest.raises(tf.errors.OpError, match="the disk is gone"):
-        model.fit(data, verbose=0, callbacks=[ksa.AdversarialTraining(layer())])
-    assert_trains_plainly(model, images, labels)
+    both = [callback, MakesTheStepAnew()]
+    history = fit(
+        small_model(), images, labels, *(both[::-1] if first else both), epochs=3
+    ).history
+    np.testing.assert_allclose(history["mean_displacement"], 1.0, rtol=1e-5)
+
+
+@pytest.mark.parametrize("gradient", ["fresh", "reuse"])
+@pytest.mark.parametrize("kind", [ksa.AdversarialFlow, ksa.AdversarialRecoloring])
+def test_a_callback_holds_no_model_that_was_dropped(kind, gradient, images, labels):
+    callback = ksa.AdversarialTraining(kind(value_range=(0, 1)), gradient=gradient)
+    model = small_model()
+    fit(model, images, labels, callback)
+    gone = weakref.ref(model)
+    callback.set_model(None)  # Keras' part of a callback does
+    del model
+    keras.utils.clear_session()
+    gc.collect()
+    assert gone() is None
+
+
+def test_hooks_without_a_fit_say_so():
+    callback = ksa.AdversarialTraining(ksa.AdversarialFlow())
+    with pytest.raises(RuntimeError, match="No `fit` is going on"):
+        callback.on_train_batch_begin(0)
