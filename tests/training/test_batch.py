@@ -100,7 +100,9 @@ def test_labels_of_another_size_are_not_left_behind(images):
     model = keras.Sequential([keras.Input((8, 8, 1)), layers.Conv2D(2, 2, strides=2)])
     model.compile("sgd", loss_from_logits)
     masks = np.zeros((6, 4, 4, 1), "int32")
-    with pytest.raises(ValueError, match="have another size: resize them"):
+    with pytest.raises(
+        ValueError, match="would stay while the image moves. Resize masks"
+    ):
         model.fit(
             images, masks, verbose=0, callbacks=[ksa.AdversarialTraining(layer())]
         )
