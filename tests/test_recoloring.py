@@ -267,6 +267,6 @@ def test_bad_shapes_are_named(photographs):
     with pytest.raises(ValueError, match=r"images of shape \(32, 32, 3\)"):
         ksa.adversarial_recoloring(images[0], gradients[0])
     with pytest.raises(
-        ValueError, match="gradients of shape .* for images .*same shape"
+        ValueError, match="gradients of shape .* two arrays of the same shape"
     ):
         ksa.adversarial_recoloring(images, gradients[:, :16])
