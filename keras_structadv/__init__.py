@@ -2,13 +2,16 @@
 
 from keras_structadv import datasets, visualization
 from keras_structadv.basis import precompute_basis
-from keras_structadv.callbacks import AdversarialTraining, RefreshSnapshot
 from keras_structadv.flow import adversarial_flow
-from keras_structadv.gradient_store import GradientStore
 from keras_structadv.gradients import per_image_gradients
 from keras_structadv.layers.adversarial_flow import AdversarialFlow
 from keras_structadv.layers.adversarial_recoloring import AdversarialRecoloring
 from keras_structadv.recoloring import adversarial_recoloring
+from keras_structadv.training import (
+    AdversarialTraining,
+    GradientStore,
+    RefreshSnapshot,
+)
 from keras_structadv.warp import dense_image_warp
 
 __version__ = "0.1.0"

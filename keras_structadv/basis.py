@@ -1,25 +1,21 @@
-"""The bases of a whole data set, computed once and kept in a file."""
+"""Precomputes the recolouring bases of a data set into a file."""
 
 import hashlib
 import json
 import math
-import numbers
 import os
 import pathlib
-from typing import Any
+from typing import Any, Literal
 
 import keras
 import numpy as np
 from keras import ops
 
 from keras_structadv.backends import fused
-from keras_structadv.fields import check_images, range_pair
+from keras_structadv.checks import check_count, check_images, range_pair
 from keras_structadv.operators import EdgePreserving
-from keras_structadv.recoloring import (
-    check_recoloring_arguments,
-    recoloring_basis,
-    scaled_to_unit,
-)
+from keras_structadv.recoloring import check_recoloring_arguments, scaled_to_unit
+from keras_structadv.solvers import recoloring_basis
 
 
 def precompute_basis(
@@ -35,28 +31,28 @@ def precompute_basis(
     batch_size: int = 32,
     verbose: int = 1,
 ) -> np.memmap:
-    """Computes the recolouring basis of every image of a data set, once and for all.
+    """Computes the recolouring basis of each image into a `.npy` file.
 
-    The basis depends on the images alone and serves every model: give it with them,
-    under the key `"basis"`, to `AdversarialRecoloring`, or in the training data of
-    `AdversarialTraining`. It takes `2 * rank` bytes for each value of the images.
+    The basis depends on the images alone and serves every model. Pass it with the
+    images under the key `"basis"`, to `AdversarialRecoloring` or in the training data
+    of `AdversarialTraining`. In float16 it takes `2 * rank` bytes per image value.
 
-    A run that is interrupted goes on where it was when it is called again. While it
-    runs, the array is in `path` with `.part` after it. Beside it, `.json` says what it
-    was made of. Where the file is complete, it is only opened.
+    Called again, it resumes an interrupted run and opens a complete file. Until the run
+    is complete, the array is in `path` + `.part`. `path` + `.json` records the images
+    and the arguments.
 
     Args:
         images: (n, height, width, channels), in `value_range`: an array, a memory map,
-            or anything else with a shape whose slices are arrays.
+            or any object with a `shape` whose slices are arrays.
         path: of the `.npy` file to write.
         rank: k, the number of eigenvectors for each image.
         coherence: as in `adversarial_recoloring`.
         damping: as in `adversarial_recoloring`.
         edge_scale: as in `adversarial_recoloring`.
         value_range: the lowest and the highest value of the images.
-        dtype: of the numbers in the file, `"float16"` or `"float32"`.
-        batch_size: images that are worked on together; each value of an image takes
-            some `80 * (rank + 4)` bytes of memory meanwhile.
+        dtype: of the file, `"float16"` or `"float32"`.
+        batch_size: images per compiled call, which needs about `80 * (rank + 4)` bytes
+            of memory for each of their values.
         verbose: 0 for no progress bar.
 
     Returns:
@@ -64,9 +60,8 @@ def precompute_basis(
         `recoloring_basis`.
 
     Raises:
-        ValueError: if an argument is out of its range, or the file there is truncated
-            or was made of other images or with other arguments, or an image is not
-            finite.
+        ValueError: if an argument is out of range, an image is not finite, or the file
+            in `path` is truncated or belongs to other images or arguments.
 
     Example:
     >>> import os, tempfile
@@ -89,11 +84,9 @@ def precompute_basis(
     if len(images) == 0 or rank is None or rank > unknowns:
         raise ValueError(
             f"Received rank={rank} for {len(images)} images of {unknowns} values. Pass "
-            "at least one image, and a rank of at most that."
+            f"at least one image, and an integer rank from 1 to {unknowns}."
         )
-    if not isinstance(batch_size, numbers.Integral) or batch_size < 1:
-        raise ValueError(f"Received batch_size={batch_size!r}. Pass an integer >= 1.")
-    batch_size = min(int(batch_size), len(images))
+    batch_size = min(check_count("batch_size", batch_size), len(images))
     if dtype not in ("float16", "float32"):
         raise ValueError(f'Received dtype={dtype!r}. Pass "float16" or "float32".')
     value_range = range_pair("value_range", value_range)
@@ -133,7 +126,7 @@ def precompute_basis(
                     f"Image {start + int(finite.argmin())} has values that are not "
                     "finite. Replace or remove them."
                 )
-            # The last batch is filled up, so that nothing is compiled for its size.
+            # Padding the last batch to full size saves a second compilation.
             full = np.resize(batch, (batch_size, *batch.shape[1:]))
             result = ops.convert_to_numpy(compiled(ops.convert_to_tensor(full)))
             stop = start + len(batch)
@@ -151,62 +144,69 @@ def precompute_basis(
 def _done(
     path: pathlib.Path, part: pathlib.Path, record: pathlib.Path, made_of: dict
 ) -> int:
-    """Returns how many images are in the file that is there, if there is one."""
+    """Returns the number of images done in an earlier run.
+
+    Raises:
+        ValueError: if that run was of other images or arguments, or is inconsistent.
+    """
     there = path if path.exists() else part
     if not there.exists():
         return 0
-    advice = "Pass another path, or delete it."
+    advice = "Pass another path, or delete the file."
     try:
         found = json.loads(record.read_text())
         done = int(found.pop("done"))
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(
-            f"{there} is there, but not what tells how it was made, {record} "
-            f"({error}). {advice}"
+            f"{there} exists, but its record {record} cannot be read ({error}). "
+            f"{advice}"
         ) from error
     if there == path and done < made_of["shape"][0]:
         raise ValueError(
-            f"{path} is there, but {record} is that of a run that did not finish. "
-            f"{advice}"
+            f"{path} exists, but its record {record} is of an unfinished run. {advice}"
         )
-    if done == 0:  # nothing is lost
+    if done == 0:  # starting over loses nothing
         return 0
     for name, value in made_of.items():
         if found.get(name) != value:
             what = "other images" if name == "images" else f"{name}={found.get(name)}"
             asked = "these" if name == "images" else f"{name}={value}"
-            raise ValueError(f"{there} was made of {what}, not {asked}. {advice}")
+            raise ValueError(f"{there} was computed for {what}, not {asked}. {advice}")
     return done
 
 
-def _open(path: pathlib.Path, shape: tuple, dtype: str, mode: str) -> np.memmap:
+def _open(
+    path: pathlib.Path, shape: tuple, dtype: str, mode: Literal["r", "r+"]
+) -> np.memmap:
+    """Opens the array; raises a `ValueError` if it is truncated or of another shape."""
     try:
-        # To write, a file that is too short would be made longer, with zeros.
+        # Opened for writing, a truncated file would be extended with zeros.
         basis = np.load(path, mmap_mode="r", allow_pickle=False)
         if mode != "r":
             basis = np.load(path, mmap_mode=mode, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise ValueError(
-            f"{path} is truncated or not an array ({error}). Delete it, and run again."
+            f"{path} is truncated or not an array ({error}). Delete it and run again."
         ) from error
     if basis.shape != shape or basis.dtype != dtype:
         raise ValueError(
             f"{path} holds {basis.dtype} of shape {basis.shape}, not {dtype} of shape "
-            f"{shape}. Pass another path, or delete it."
+            f"{shape}. Pass another path, or delete the file."
         )
     return basis
 
 
 def _digest(images: Any, batch_size: int) -> str:
+    """Returns a checksum of the images as float32."""
     digest = hashlib.sha256()
     for start in range(0, len(images), batch_size):
         batch = np.asarray(images[start : start + batch_size], "float32")
-        digest.update(np.ascontiguousarray(batch))
+        digest.update(np.ascontiguousarray(batch).data)
     return digest.hexdigest()
 
 
 def _write(record: pathlib.Path, content: dict) -> None:
-    """Writes the record whole or not at all."""
+    """Writes the record atomically."""
     fresh = _with(record, ".new")
     fresh.write_text(json.dumps(content, indent=1))
     os.replace(fresh, record)

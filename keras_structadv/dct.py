@@ -1,4 +1,4 @@
-"""The orthonormal DCT-II as matrix products, and the screened-Poisson solve in it."""
+"""The orthonormal DCT-II as matrix products."""
 
 import functools
 from typing import Any
@@ -11,7 +11,7 @@ from keras_structadv.backends import full_precision
 
 @functools.lru_cache(maxsize=32)
 def dct_matrix(size: int) -> np.ndarray:
-    """Returns the orthonormal DCT-II matrix: `dct_matrix(n) @ x` transforms `x`.
+    """Returns the orthonormal DCT-II matrix; `dct_matrix(n) @ x` transforms `x`.
 
     Args:
         size: number of samples, >= 1.
@@ -49,78 +49,36 @@ def laplacian_eigenvalues(height: int, width: int) -> np.ndarray:
     return _constant(along(height)[:, None] + along(width)[None, :])
 
 
-def dct2(planes: Any) -> Any:
+def dct2(planes: Any, size: int | None = None) -> Any:
     """Returns the two-dimensional DCT-II of the last two axes.
 
     Args:
         planes: float32, (..., height, width), height and width static.
+        size: k, the number of lowest frequencies to compute along each axis; `None`
+            for all.
 
     Returns:
-        The coefficients, same shape.
+        The coefficients, float32, (..., min(k, height), min(k, width)).
     """
     height, width = planes.shape[-2:]
-    return _product(dct_matrix(height), planes, dct_matrix(width).T)
+    return _product(dct_matrix(height)[:size], planes, dct_matrix(width)[:size].T)
 
 
-def idct2(coefficients: Any) -> Any:
+def idct2(coefficients: Any, shape: tuple[int, int] | None = None) -> Any:
     """Returns the inverse of `dct2`.
 
     Args:
-        coefficients: float32, (..., height, width), height and width static.
+        coefficients: float32, (..., k, l), k and l static.
+        shape: height and width of the planes, at least (k, l); missing frequencies
+            count as zero. `None` for (k, l).
 
     Returns:
-        The planes, same shape.
+        The planes, float32, (..., height, width).
     """
-    height, width = coefficients.shape[-2:]
-    return _product(dct_matrix(height).T, coefficients, dct_matrix(width))
-
-
-def low_dct2(planes: Any, size: int) -> Any:
-    """Returns the lowest coefficients of `dct2`, without computing the others.
-
-    Args:
-        planes: float32, (..., height, width), height and width static.
-        size: k, the number of frequencies along each axis, at most those there are.
-
-    Returns:
-        float32, (..., min(k, height), min(k, width)).
-    """
-    height, width = planes.shape[-2:]
-    left, right = dct_matrix(height)[:size], dct_matrix(width)[:size].T
-    return _product(left, planes, right)
-
-
-def low_idct2(coefficients: Any, shape: tuple[int, int]) -> Any:
-    """Returns the planes that have these lowest coefficients, and zero above.
-
-    Args:
-        coefficients: float32, (..., k, l).
-        shape: height and width of the planes.
-
-    Returns:
-        float32, (..., height, width).
-    """
-    (height, width), (rows, columns) = shape, coefficients.shape[-2:]
+    rows, columns = coefficients.shape[-2:]
+    height, width = (rows, columns) if shape is None else shape
     left, right = dct_matrix(height)[:rows].T, dct_matrix(width)[:columns]
     return _product(left, coefficients, right)
-
-
-def solve_screened_poisson(rhs: Any, smoothness: float) -> Any:
-    """Returns `(I + smoothness * P)^-1 rhs`, exact and without a stored operator.
-
-    P is diagonal in the cosine basis, so the solve is four small matrix products.
-
-    Args:
-        rhs: float32, (..., height, width), height and width static.
-        smoothness: gamma of eq. 12, >= 0, in squared pixels.
-
-    Returns:
-        float32, the shape of `rhs`.
-
-    Reference: Luo, Mobahi, Bengio (2020), eq. 15.
-    """
-    eigenvalues = 1.0 + smoothness * laplacian_eigenvalues(*rhs.shape[-2:])
-    return idct2(ops.divide(dct2(rhs), eigenvalues))
 
 
 @full_precision
@@ -130,5 +88,5 @@ def _product(left: Any, planes: Any, right: Any) -> Any:
 
 def _constant(array: np.ndarray) -> np.ndarray:
     array = array.astype("float32")
-    array.setflags(write=False)  # it is shared by every caller through the cache
+    array.setflags(write=False)  # the cache shares it among all callers
     return array

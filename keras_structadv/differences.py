@@ -1,4 +1,4 @@
-"""Finite differences along one axis of an array, on the grid of the pixels."""
+"""Finite differences along one axis of an array, in units per pixel."""
 
 from typing import Any
 
@@ -50,10 +50,10 @@ def forward_difference_adjoint(x: Any, axis: int) -> Any:
 
 
 def central_difference(x: Any, axis: int) -> Any:
-    """Returns what `numpy.gradient` returns along `axis`.
+    """Returns the derivative along `axis`, as `numpy.gradient` does.
 
-    Central differences inside, one-sided differences at the two borders. Along an
-    axis of length one, where `numpy.gradient` fails, the derivative is zero.
+    Differences are central inside and one-sided at the two borders. Along an axis of
+    length one, where `numpy.gradient` raises, the derivative is zero.
 
     Args:
         x: float, any shape, static along `axis`.

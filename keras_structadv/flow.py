@@ -5,16 +5,11 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_structadv.backends import largest
-from keras_structadv.dct import laplacian_eigenvalues, low_dct2, low_idct2
+from keras_structadv.checks import check_images, check_number
+from keras_structadv.dct import dct2, idct2, laplacian_eigenvalues
 from keras_structadv.differences import central_difference, forward_difference
-from keras_structadv.fields import (
-    check_images,
-    check_number,
-    limit_of,
-    normalized,
-)
 from keras_structadv.operators import ScreenedPoisson
+from keras_structadv.scaling import largest, limit_of, normalized
 from keras_structadv.solvers import SOLVERS
 
 
@@ -27,29 +22,28 @@ def adversarial_flow(
     alpha: float | None = None,
     solver: str = "dct",
 ) -> Any:
-    """Returns the smooth motion of the pixels that raises the loss fastest.
+    """Computes the smooth motion of the pixels that raises the loss fastest.
 
     Args:
         images: float, (batch, height, width, channels), in any range.
-        gradients: float, the shape of `images`: the direction in which the loss
-            rises, as `per_image_gradients` gives it. An image whose gradient is zero
-            or not finite gets a zero flow.
+        gradients: float, the shape of `images`: the gradients of a loss to raise, as
+            from `per_image_gradients`. A gradient that is zero or not finite gives a
+            zero flow.
         smoothness: gamma of eq. 12, >= 0, in squared pixels.
         max_displacement: length of the longest displacement, >= 0, in pixels; a
             number, or one for each image, (batch,).
-        alpha: `None` scales each flow so that its longest displacement is
-            `max_displacement`. A number > 0 gives eq. 15 as it stands; only a flow
-            that is longer than `max_displacement` is scaled, down to it.
-        solver: `"dct"` (exact, nothing stored), `"sparse"` (conjugate gradients on a
-            sparse matrix, which XLA cannot compile and PyTorch does not have) or
-            `"dense"` (the explicit inverse of the paper's Algorithm 1, up to 1 GiB).
+        alpha: `None` scales each flow to `max_displacement`. A number > 0 gives the
+            flow of eq. 15; only flows that exceed `max_displacement` are scaled down.
+        solver: `"dct"`, exact and without a stored matrix; `"sparse"`, conjugate
+            gradients on a sparse matrix, not for XLA or PyTorch; or `"dense"`, the
+            explicit inverse of the paper's Algorithm 1, up to 1 GiB.
 
     Returns:
         flow: float32, (batch, height, width, 2), (dy, dx) in pixels, the forward
         motion: `warped[y, x] = image[y - dy, x - dx]`.
 
     Raises:
-        ValueError: if the shapes do not fit, or an argument is out of its range.
+        ValueError: if the shapes do not fit, or an argument is out of range.
 
     Example:
     >>> import numpy as np
@@ -101,7 +95,7 @@ def flow_from_rhs(
     """Returns the flow of eq. 15 for a right-hand side.
 
     Args:
-        rhs: float32, (batch, 2, height, width), as `flow_rhs` gives it.
+        rhs: float32, (batch, 2, height, width), from `flow_rhs`.
         smoothness: as in `adversarial_flow`.
         max_displacement: as in `adversarial_flow`.
         alpha: as in `adversarial_flow`.
@@ -111,7 +105,7 @@ def flow_from_rhs(
         flow: float32, (batch, height, width, 2), (dy, dx) in pixels.
 
     Raises:
-        ValueError: if an argument is out of its range.
+        ValueError: if an argument is out of range.
     """
     check_flow_arguments(smoothness, alpha, solver)
     height, width = rhs.shape[2:]
@@ -123,21 +117,21 @@ def flow_from_rhs(
 
 
 def flow_code(images: Any, gradients: Any, size: int) -> Any:
-    """Returns what has to be kept of a gradient to make nearly the same flow again.
+    """Compresses a gradient to the lowest frequencies of its right-hand side.
 
-    The solve damps everything but the lowest frequencies, so that the lowest cosine
-    coefficients of the right-hand side hold the flow.
+    The solve damps all higher frequencies, so `flow_from_code` gives nearly the flow of
+    the whole gradient.
 
     Args:
         images: float32, (batch, height, width, channels).
         gradients: float32, the shape of `images`.
-        size: k, the number of frequencies along each axis, at most those there are.
+        size: k, the number of frequencies to keep along each axis.
 
     Returns:
-        float32, (batch, 2, min(k, height), min(k, width)), in [-1, 1]; zero where the
-        gradient is zero or not finite.
+        code: float32, (batch, 2, min(k, height), min(k, width)), in [-1, 1]; zero for a
+        gradient that is zero or not finite.
     """
-    coefficients, _ = normalized(low_dct2(flow_rhs(images, gradients), size))
+    coefficients, _ = normalized(dct2(flow_rhs(images, gradients), size))
     return coefficients
 
 
@@ -148,10 +142,10 @@ def flow_from_code(
     smoothness: float,
     max_displacement: Any,
 ) -> Any:
-    """Returns the flow of eq. 15 for the right-hand side that a code describes.
+    """Returns the flow of eq. 15 for the right-hand side in a code.
 
     Args:
-        code: float32, (batch, 2, k, l), as `flow_code` gives it.
+        code: float32, (batch, 2, k, l), from `flow_code`.
         shape: height and width of the images.
         smoothness: as in `adversarial_flow`.
         max_displacement: as in `adversarial_flow`.
@@ -161,7 +155,7 @@ def flow_from_code(
     """
     rows, columns = code.shape[2:]
     eigenvalues = laplacian_eigenvalues(*shape)[:rows, :columns]
-    flow = -low_idct2(ops.divide(code, 1.0 + smoothness * eigenvalues), shape)
+    flow = -idct2(ops.divide(code, 1.0 + smoothness * eigenvalues), shape)
     return _limited(flow, max_displacement)
 
 
@@ -184,10 +178,10 @@ def random_flow(
     max_displacement: Any = 2.0,
     seed: Any = None,
 ) -> Any:
-    """Returns a random flow of the smoothness and size of an adversarial one.
+    """Draws a random flow with the smoothness and size of an adversarial one.
 
-    White noise takes the place of the right-hand side of eq. 15. This is the control
-    for every claim about adversarial flows.
+    It solves eq. 15 for white noise. It is the control for claims about adversarial
+    flows.
 
     Args:
         images: (batch, height, width, channels); only the shape is used.
@@ -208,8 +202,8 @@ def random_flow(
 def folded_fraction(flow: Any) -> Any:
     """Returns the fraction of the pixels at which the flow folds the image.
 
-    There the Jacobian determinant of `(y, x) -> (y - dy, x - dx)` is not positive, and
-    the warped image shows some of its content twice.
+    At a fold, the Jacobian determinant of `(y, x) -> (y - dy, x - dx)` is not positive,
+    and the warped image repeats some content.
 
     Args:
         flow: float, (batch, height, width, 2), (dy, dx) in pixels.
@@ -227,7 +221,11 @@ def folded_fraction(flow: Any) -> Any:
 
 
 def check_flow_arguments(smoothness: float, alpha: float | None, solver: str) -> None:
-    """Raises a `ValueError` that names the argument that is out of its range."""
+    """Raises unless the arguments of `adversarial_flow` are in range.
+
+    Raises:
+        ValueError: if one is not; it names the argument.
+    """
     check_number("smoothness", smoothness, advice=", in squared pixels")
     if alpha is not None:
         advice = ", or None to scale each flow to `max_displacement`"
@@ -237,9 +235,9 @@ def check_flow_arguments(smoothness: float, alpha: float | None, solver: str) ->
 
 
 def _limited(flow: Any, max_displacement: Any, scale: Any = None) -> Any:
-    """Returns (batch, 2, height, width) as a flow of the given longest displacement.
+    """Scales (batch, 2, height, width) to its longest displacement; moves axis 1 last.
 
-    With a `scale`, the flow is multiplied by it, and only limited.
+    With a `scale`, multiplies by it, and by less where the flow would be too long.
     """
     longest = ops.sqrt(largest(ops.sum(ops.square(flow), axis=1), axis=(1, 2)))
     limit = limit_of("max_displacement", max_displacement, flow, "in pixels")

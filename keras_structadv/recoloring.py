@@ -1,22 +1,20 @@
-"""From the gradient of the loss to an adversarial recolouring that keeps contours."""
+"""From the gradient of the loss to a recolouring that keeps contours."""
 
-import math
-import numbers
 from typing import Any
 
 from keras import ops
 
-from keras_structadv.backends import full_precision, kept_program
-from keras_structadv.dct import low_dct2, low_idct2
-from keras_structadv.fields import (
+from keras_structadv.backends import kept_program
+from keras_structadv.checks import (
+    check_count,
     check_images,
     check_number,
-    limit_of,
-    normalized,
     range_pair,
 )
+from keras_structadv.dct import dct2, idct2
 from keras_structadv.operators import EdgePreserving
-from keras_structadv.solvers import smallest_eigenpairs, solve_edge_preserving
+from keras_structadv.scaling import limit_of, normalized
+from keras_structadv.solvers import project, recoloring_basis, solve_edge_preserving
 
 
 def adversarial_recoloring(
@@ -33,37 +31,37 @@ def adversarial_recoloring(
     max_iterations: int = 50,
     value_range: tuple[float, float] = (0, 255),
 ) -> Any:
-    """Returns the change of colours, contours kept, that raises the loss fastest.
+    """Computes the recolouring that raises the loss fastest and keeps contours.
 
     Args:
         images: float, (batch, height, width, channels), in `value_range`.
-        gradients: float, the shape of `images`: the direction in which the loss
-            rises, as `per_image_gradients` gives it. An image whose gradient is zero
-            or not finite gets a zero perturbation.
+        gradients: float, the shape of `images`: the gradients of a loss to raise, as
+            from `per_image_gradients`. A gradient that is zero or not finite gives a
+            zero perturbation.
         magnitude: root mean square of the perturbation, >= 0, as a fraction of the
             value range; a number, or one for each image, (batch,).
-        coherence: weight of the term that ties neighbours with no edge between them,
+        coherence: weight of the term that couples neighbours with no edge between them,
             >= 0. Zero is the paper's own operator, damped; its perturbations are noise.
-        damping: > 0; the smaller, the more of the change is common to the whole image.
-        edge_scale: the edginess, > 0, in units of the value range, at which neighbours
-            are tied by half.
+        damping: > 0; smaller values give a more uniform change of the whole image.
+        edge_scale: the edginess, > 0, as a fraction of the value range, at which this
+            coupling is one half.
         lam: `None` scales each perturbation to `magnitude`. A number > 0 gives eq. 33
-            as it stands, for images scaled to [0, 1]; only a perturbation that is
-            larger than `magnitude` is scaled, down to it.
+            for images scaled to [0, 1]; only perturbations that exceed `magnitude` are
+            scaled down.
         rank: `None` for the whole operator; k for its k eigenvectors with the smallest
-            eigenvalues only, 1 <= k <= height * width * channels. The first of them,
-            as many as there are channels, are the constants, in no order: pass more.
+            eigenvalues, 1 <= k <= height * width * channels. The first ones, one for
+            each channel, are constants: pass more.
         rtol: relative error, in the energy norm, at which the solve of an image stops.
             0.1 gives a direction within about 5 degrees of the exact one.
         max_iterations: upper bound of the iterations, >= 1, for all images.
         value_range: the lowest and the highest value of the images.
 
     Returns:
-        perturbation: float32, the shape of `images`, to be added to them. The sum is
-        not clipped to `value_range`.
+        perturbation: float32, the shape of `images`, to add to them. The sum may leave
+        `value_range`.
 
     Raises:
-        ValueError: if the shapes do not fit, or an argument is out of its range.
+        ValueError: if the shapes do not fit, or an argument is out of range.
 
     Example:
     >>> import numpy as np
@@ -83,7 +81,7 @@ def adversarial_recoloring(
         coherence, damping, edge_scale, lam, rank, rtol, max_iterations
     )
     value_range = range_pair("value_range", value_range)
-    # Of an image with a pixel that is not a number nothing can be said.
+    # An image with a pixel that is not finite gets no perturbation.
     finite = ops.all(ops.isfinite(images), axis=(1, 2, 3), keepdims=True)
     images, gradients = (ops.where(finite, x, 0.0) for x in (images, gradients))
     images = scaled_to_unit(images, value_range)
@@ -119,58 +117,6 @@ def _solution(
     )[0]
 
 
-def recoloring_basis(operator: EdgePreserving, rank: int) -> Any:
-    """Returns what the paper keeps of `A^-1`: its leading eigenvectors.
-
-    `basis @ basisᵀ` is the inverse of A on the k eigenvectors with the smallest
-    eigenvalues. It belongs to the image alone, and serves every model.
-
-    Args:
-        operator: the edge-preserving operator of a batch of images.
-        rank: k, the number of eigenvectors.
-
-    Returns:
-        float32, (batch, height, width, channels, k): eigenvectors of length one, over
-        the square roots of their eigenvalues.
-
-    Reference: Luo, Mobahi, Bengio (2020), section 5.
-    """
-    values, vectors = smallest_eigenpairs(operator, rank)
-    return vectors / ops.sqrt(values)[:, None, None, None, :]
-
-
-@full_precision
-def project(gradients: Any, basis: Any) -> Any:
-    """Returns `basis @ basisᵀ @ gradient` for each image.
-
-    Args:
-        gradients: float32, (batch, height, width, channels).
-        basis: float, (batch, height, width, channels, k), as `recoloring_basis` or
-            `precompute_basis` makes it.
-
-    Returns:
-        float32, the shape of `gradients`.
-
-    Raises:
-        ValueError: if the shapes do not fit.
-    """
-    basis = ops.cast(basis, "float32")
-    known = zip(basis.shape[:-1], gradients.shape)
-    if len(basis.shape) != 5 or any(
-        None not in pair and len({*pair}) > 1 for pair in known
-    ):
-        raise ValueError(
-            f"Received a basis of shape {tuple(basis.shape)} for images of shape "
-            f"{tuple(gradients.shape)}. It must have one axis more, the rank, and "
-            "belong to images of that size."
-        )
-    unknowns = math.prod(gradients.shape[1:])
-    flat = ops.reshape(gradients, (-1, 1, unknowns))
-    basis = ops.reshape(basis, (ops.shape(flat)[0], unknowns, -1))
-    solution = ops.matmul(ops.matmul(flat, basis), ops.swapaxes(basis, 1, 2))
-    return ops.reshape(solution, ops.shape(gradients))
-
-
 def recoloring_from_basis(
     gradients: Any,
     basis: Any,
@@ -179,7 +125,7 @@ def recoloring_from_basis(
     lam: float | None = None,
     value_range: tuple[float, float] = (0, 255),
 ) -> Any:
-    """Returns the perturbation for a basis that was computed before.
+    """Returns the perturbation for a precomputed basis.
 
     Args:
         gradients: as in `adversarial_recoloring`.
@@ -200,35 +146,35 @@ def recoloring_from_basis(
 
 
 def recoloring_code(gradients: Any, size: int) -> Any:
-    """Returns the lowest frequencies of each channel of a gradient.
+    """Compresses a gradient to the lowest frequencies of each channel.
 
     Args:
         gradients: float32, (batch, height, width, channels).
-        size: k, the number of frequencies along each axis, at most those there are.
+        size: k, the number of frequencies to keep along each axis.
 
     Returns:
-        float32, (batch, channels, min(k, height), min(k, width)), in [-1, 1]; zero
-        where the gradient is zero or not finite.
+        code: float32, (batch, channels, min(k, height), min(k, width)), in [-1, 1];
+        zero for a gradient that is zero or not finite.
     """
     planes = ops.transpose(gradients, (0, 3, 1, 2))
-    return normalized(low_dct2(planes, size))[0]
+    return normalized(dct2(planes, size))[0]
 
 
 def gradient_from_code(code: Any, shape: tuple[int, int]) -> Any:
-    """Returns the gradient that a code describes, but for its size.
+    """Returns the gradient in a code, up to a positive factor.
 
     Args:
-        code: float32, (batch, channels, k, l), as `recoloring_code` gives it.
+        code: float32, (batch, channels, k, l), from `recoloring_code`.
         shape: height and width of the images.
 
     Returns:
         float32, (batch, height, width, channels).
     """
-    return ops.transpose(low_idct2(code, shape), (0, 2, 3, 1))
+    return ops.transpose(idct2(code, shape), (0, 2, 3, 1))
 
 
 def root_mean_square(perturbation: Any, value_range: tuple[float, float]) -> Any:
-    """Returns the size of each perturbation as a fraction of the value range.
+    """Returns the root mean square of each perturbation, as a fraction of the range.
 
     Args:
         perturbation: float32, (batch, height, width, channels).
@@ -250,22 +196,25 @@ def check_recoloring_arguments(
     rtol: float,
     max_iterations: int,
 ) -> None:
-    """Raises a `ValueError` that names the argument that is out of its range."""
+    """Raises unless the arguments of `adversarial_recoloring` are in range.
+
+    Raises:
+        ValueError: if one is not; it names the argument.
+    """
     check_number("coherence", coherence)
     check_number("damping", damping, positive=True)
     check_number("edge_scale", edge_scale, positive=True)
     if lam is not None:
         advice = ", or None to scale each perturbation to `magnitude`"
         check_number("lam", lam, positive=True, advice=advice)
-    for name, value in (("rank", rank), ("max_iterations", max_iterations)):
-        whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-        if not (name == "rank" and value is None) and not (whole and value >= 1):
-            raise ValueError(f"Received {name}={value!r}. Pass an integer >= 1.")
+    if rank is not None:
+        check_count("rank", rank)
+    check_count("max_iterations", max_iterations)
     check_number("rtol", rtol)
 
 
 def scaled_to_unit(images: Any, value_range: tuple[float, float]) -> Any:
-    """Returns images with `value_range` mapped to [0, 1]."""
+    """Maps `value_range` to [0, 1]."""
     low, high = value_range
     return (images - low) / (high - low)
 
@@ -277,14 +226,14 @@ def _limited(
     lam: float | None,
     value_range: tuple[float, float],
 ) -> Any:
-    """Returns the perturbation of a solution for the gradient over its peak."""
+    """Scales the solution for a gradient divided by its peak to a perturbation."""
     span = value_range[1] - value_range[0]
     solution, largest = normalized(solution)
     size = ops.sqrt(ops.mean(ops.square(solution), axis=(1, 2, 3), keepdims=True))
     limit = limit_of("magnitude", magnitude, solution, "as a fraction of value_range")
     scale = ops.divide_no_nan(limit * span, size)
     if lam is not None:
-        # The gradient of an image scaled to [0, 1] is that of the image times the span.
+        # Images scaled to [0, 1] have gradients larger by the span.
         scale = ops.where(
             peak > 0, ops.minimum(scale, largest * peak * (span**2 / lam)), 0.0
         )

@@ -9,7 +9,8 @@ from keras import layers, ops
 
 import keras_structadv as ksa
 from keras_structadv.operators import EdgePreserving
-from keras_structadv.recoloring import recoloring_basis, scaled_to_unit
+from keras_structadv.recoloring import scaled_to_unit
+from keras_structadv.solvers import recoloring_basis
 
 
 def numpy(x):

@@ -12,7 +12,7 @@ from keras import ops
 
 import keras_structadv as ksa
 from keras_structadv.operators import EdgePreserving
-from keras_structadv.recoloring import recoloring_basis
+from keras_structadv.solvers import recoloring_basis
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +153,7 @@ def test_a_file_put_in_the_place_of_an_unfinished_one_is_kept(
         interrupt(patch, 8)
         compute(images, path)
     np.save(path, np.arange(3))
-    with pytest.raises(ValueError, match="run that did not finish"):
+    with pytest.raises(ValueError, match="record .* is of an unfinished run"):
         compute(images, path)
     np.testing.assert_array_equal(np.load(path), [0, 1, 2])
 
@@ -188,13 +188,17 @@ def test_a_file_of_other_arguments_is_named(images, tmp_path, change, message):
 def test_foreign_files_are_named(images, tmp_path):
     path = tmp_path / "basis.npy"
     compute(images, path)
-    with pytest.raises(ValueError, match="made of other images"):
+    with pytest.raises(ValueError, match="computed for other images"):
         compute(images[::-1], path)
     np.save(tmp_path / "mine.npy", np.zeros(3))
-    with pytest.raises(ValueError, match="mine.npy is there, but not what tells"):
+    with pytest.raises(
+        ValueError, match="mine.npy exists, but its record .* cannot be read"
+    ):
         compute(images, tmp_path / "mine.npy")
     (tmp_path / "basis.npy.json").write_text("{")
-    with pytest.raises(ValueError, match="basis.npy is there, but not what tells"):
+    with pytest.raises(
+        ValueError, match="basis.npy exists, but its record .* cannot be read"
+    ):
         compute(images, path)
     assert len(np.load(tmp_path / "mine.npy")) == 3
 

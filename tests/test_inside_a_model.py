@@ -10,7 +10,7 @@ from conftest import small_model
 from keras import layers, ops
 
 import keras_structadv as ksa
-from keras_structadv.callbacks import adversaries_in
+from keras_structadv.layers.binding import layers_inside
 
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
@@ -348,7 +348,7 @@ def test_layers_are_found_however_deep():
     pipeline = layers.Pipeline([layers.RandomFlip(), flows[0]])
     inner = keras.Sequential([keras.Input((8, 8, 1)), flows[1]])
     model = Subclassed(flows[2], keras.Sequential([pipeline, inner, Block(flows[3])]))
-    assert sorted(map(id, adversaries_in(model))) == sorted(map(id, flows))
+    assert sorted(map(id, layers_inside(model))) == sorted(map(id, flows))
 
 
 def test_what_cannot_be_done_inside_a_model_is_named(images, labels):

@@ -8,13 +8,12 @@ import keras_structadv as ksa
 from keras_structadv.operators import EdgePreserving
 from keras_structadv.recoloring import (
     gradient_from_code,
-    project,
-    recoloring_basis,
     recoloring_code,
     recoloring_from_basis,
     root_mean_square,
     scaled_to_unit,
 )
+from keras_structadv.solvers import project, recoloring_basis
 
 
 @pytest.fixture

@@ -1,116 +1,19 @@
-"""The linear operators that give a field its structure."""
+"""The operator whose inverse recolours surfaces and keeps contours."""
 
 import copy
 from typing import Any
 
 import keras
 import numpy as np
-from keras import backend, ops
+from keras import ops
 
 from keras_structadv.differences import forward_difference, forward_difference_adjoint
 
 _EDGINESS_FLOOR = 1e-3
 
 
-class ScreenedPoisson:
-    """The operator `I + smoothness * (DxᵀDx + DyᵀDy)` on a grid of pixels.
-
-    Symmetric and positive definite, with eigenvalues in [1, 1 + 8 smoothness].
-
-    Args:
-        height: rows of the grid.
-        width: columns of the grid.
-        smoothness: gamma of eq. 12, >= 0, in squared pixels.
-
-    Example:
-    >>> operator = ScreenedPoisson(2, 1, smoothness=3.0)
-    >>> operator.to_dense()
-    array([[ 4., -3.],
-           [-3.,  4.]])
-
-    Reference: Luo, Mobahi, Bengio (2020), eq. 12 to 15.
-    """
-
-    def __init__(self, height: int, width: int, smoothness: float):
-        self.height = height
-        self.width = width
-        self.smoothness = smoothness
-
-    @property
-    def size(self) -> int:
-        """The number of pixels, N."""
-        return self.height * self.width
-
-    def matvec(self, planes: Any) -> Any:
-        """Returns the operator applied to (..., height, width), same shape."""
-        planes = ops.convert_to_tensor(planes)
-        laplacian = 0.0
-        for axis in (-2, -1):
-            difference = forward_difference(planes, axis)
-            laplacian += forward_difference_adjoint(difference, axis)
-        return planes + self.smoothness * laplacian
-
-    def diagonal(self) -> np.ndarray:
-        """Returns the diagonal, float64, (height, width)."""
-
-        def neighbours(size: int) -> np.ndarray:
-            count = np.full(size, 2.0)
-            count[0] -= 1
-            count[-1] -= 1
-            return count
-
-        count = neighbours(self.height)[:, None] + neighbours(self.width)[None, :]
-        return 1.0 + self.smoothness * count
-
-    def to_coordinates(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Returns the non-zeros as `(rows, columns, values)`, sorted by row."""
-        pixel = np.arange(self.size).reshape(self.height, self.width)
-        pairs = [
-            (pixel[1:].ravel(), pixel[:-1].ravel()),
-            (pixel[:, 1:].ravel(), pixel[:, :-1].ravel()),
-        ]
-        first = np.concatenate([a for a, _ in pairs])
-        second = np.concatenate([b for _, b in pairs])
-        rows = np.concatenate([pixel.ravel(), first, second])
-        columns = np.concatenate([pixel.ravel(), second, first])
-        values = np.concatenate(
-            [self.diagonal().ravel(), np.full(2 * len(first), -float(self.smoothness))]
-        )
-        order = np.lexsort((columns, rows))
-        return rows[order], columns[order], values[order]
-
-    def to_sparse(self) -> Any:
-        """Returns the backend's sparse tensor, float32, (N, N).
-
-        Raises:
-            NotImplementedError: if the backend has no sparse tensors that Keras uses.
-        """
-        rows, columns, values = self.to_coordinates()
-        indices = np.stack([rows, columns], axis=1)
-        values = values.astype("float32")
-        if backend.backend() == "tensorflow":
-            import tensorflow as tf
-
-            return tf.SparseTensor(indices, values, (self.size, self.size))
-        if backend.backend() == "jax":
-            from jax.experimental import sparse
-
-            return sparse.BCOO((values, indices), shape=(self.size, self.size))
-        raise NotImplementedError(
-            f"The {backend.backend()} backend has no sparse operator. "
-            'Use solver="dct", which is exact and faster.'
-        )
-
-    def to_dense(self) -> np.ndarray:
-        """Returns the explicit matrix, float64, (N, N)."""
-        rows, columns, values = self.to_coordinates()
-        matrix = np.zeros((self.size, self.size))
-        matrix[rows, columns] = values
-        return matrix
-
-
 class EdgePreserving:
-    """The operator whose inverse recolours surfaces and leaves contours alone.
+    """The edge-preserving operator of a batch of images, matrix-free.
 
     With the edginess `e = sqrt(sum_c Zx_c² + Zy_c²)` of an image Z and the directions
     `n_y,c = Zy_c / (e + 1e-3)` and `n_x,c = Zx_c / (e + 1e-3)`,
@@ -118,20 +21,19 @@ class EdgePreserving:
         A = BᵀB + coherence * sum_c (Dyᵀ W Dy + Dxᵀ W Dx) + damping * I
         B = sum_c (diag(n_y,c) Dy + diag(n_x,c) Dx),    W = 1 / (1 + (e / edge_scale)²)
 
-    `BᵀB` is the paper's M: it keeps the edginess of every pixel. Its rank is at most N
-    of the C N unknowns, so that only the sum has an inverse. The second term ties
-    neighbours together where no edge lies between them.
+    `BᵀB` is the paper's M; it penalizes changes of edginess. Its rank is at most N of
+    C N unknowns, so M alone has no inverse. The second term couples neighbours where no
+    edge lies between them.
 
-    One operator holds a whole batch, and no matrix. Its fields have the batch as their
-    last axis, (height, width, channels, batch): the inner loops then run over images,
-    which is twice as fast as with the batch first.
+    Fields have the batch as their last axis, (height, width, channels, batch). The
+    inner loops then run over images, which is twice as fast as with the batch first.
 
     Args:
         images: float32, (batch, height, width, channels), scaled to [0, 1]; height,
             width and channels static.
         coherence: weight of the second term, >= 0; zero for the paper's own operator.
         damping: > 0; makes the operator positive definite.
-        edge_scale: the edginess, > 0, at which neighbours are tied by half.
+        edge_scale: the edginess, > 0, at which the coupling W is one half.
 
     Reference: Luo, Mobahi, Bengio (2020), eq. 26 to 32.
     """
@@ -153,7 +55,7 @@ class EdgePreserving:
         self.direction = (zy * inverse, zx * inverse)
         self._mean_square = ops.mean(squares * ops.square(inverse), axis=(0, 1, 2))
         tie = coherence / (1 + ops.square(edginess / edge_scale))
-        # The last pixel of a line has no neighbour to be tied to.
+        # The last pixel of a line has no next neighbour.
         rows, columns = np.ones((2, self.height, self.width, 1, 1), "float32")
         rows[-1], columns[:, -1] = 0, 0
         self.ties = (ops.multiply(tie, rows), ops.multiply(tie, columns))
@@ -164,7 +66,7 @@ class EdgePreserving:
         return self.height * self.width * self.channels
 
     def repeated(self, times: int) -> "EdgePreserving":
-        """Returns the operator for `times` fields of each image, those side by side."""
+        """Returns the operator for `times` consecutive fields of each image."""
         other = copy.copy(self)
         other.direction, other.ties, other._mean_square = keras.tree.map_structure(
             lambda x: ops.repeat(x, times, axis=-1),
@@ -173,7 +75,7 @@ class EdgePreserving:
         return other
 
     def edginess_rate(self, fields: Any) -> Any:
-        """Returns `B x`, how fast the edginess of each pixel changes along a field.
+        """Returns `B x`, the rate of change of the edginess along a field.
 
         Args:
             fields: float32, (height, width, channels, batch).
@@ -217,33 +119,33 @@ class EdgePreserving:
     def diagonal(self) -> Any:
         """Returns the diagonal of A, float32, (height, width, channels, batch)."""
         (ny, nx), (tie_y, tie_x) = self.direction, self.ties
-        # Each difference meets its own pixel and the next one; at its own, B adds the
-        # two before they are squared. The last of a line is zero and may come around.
+        # A difference involves a pixel and the next one. At its own pixel, B adds the
+        # two differences before squaring. `roll` only wraps the last, which is zero.
         down = ops.roll(ops.square(ny) + tie_y, 1, axis=0)
         right = ops.roll(ops.square(nx) + tie_x, 1, axis=1)
         return ops.square(ny + nx) + tie_y + tie_x + down + right + self.damping
 
     def mean_weight(self) -> Any:
-        """Returns the k whose `k (DxᵀDx + DyᵀDy)` is most like A, (batch,)."""
+        """Returns the k for which `k (DxᵀDx + DyᵀDy)` is nearest to A, (batch,)."""
         tie = ops.mean(self.ties[0], axis=(0, 1, 2))
         return tie + self._mean_square / (2 * self.channels)
 
     def to_coordinates(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Returns the entries of one image's matrix as `(rows, columns, values)`.
 
-        The unknowns are in the order (height, width, channels). Several entries at one
-        place are to be added, as `scipy.sparse.coo_array` does.
+        Unknowns are ordered (height, width, channels). Repeated entries add up, as in
+        `scipy.sparse.coo_array`.
 
         Args:
-            index: the place of the image in the batch.
+            index: of the image in the batch.
         """
         ny, nx, tie_y, tie_x = (
             ops.convert_to_numpy(x)[..., index].astype("float64")
             for x in (*self.direction, *self.ties)
         )
         channels, pixels = self.channels, self.height * self.width
-        # A is a sum over pixels: each has a small matrix on its own values and on those
-        # of the pixels below and to the right.
+        # A is a sum over pixels of small matrices, each on the values of a pixel and of
+        # the pixels below and to the right.
         own = np.arange(self.size).reshape(self.height, self.width, channels)
         unknowns = np.concatenate(
             [own, np.roll(own, -1, axis=0), np.roll(own, -1, axis=1)], axis=-1

@@ -1,0 +1,125 @@
+"""Checks of arguments; their errors name the argument."""
+
+import math
+import numbers
+from typing import Any
+
+import numpy as np
+
+
+def check_images(images: Any, gradients: Any) -> None:
+    """Raises unless both are (batch, height, width, channels), of one shape.
+
+    Raises:
+        ValueError: if a rank is not 4, a size other than the batch is unknown, or the
+            shapes differ.
+    """
+    if len(images.shape) != 4:
+        raise ValueError(
+            f"Received images of shape {tuple(images.shape)}. Pass a batch of shape "
+            "(batch, height, width, channels)."
+        )
+    if None in images.shape[1:]:
+        raise ValueError(
+            f"Received images of shape {tuple(images.shape)}. Height, width and "
+            "channels must be known when the graph is built. Resize or crop the "
+            "images, and set their static shape."
+        )
+    if len(gradients.shape) != 4 or any(
+        None not in (a, b) and a != b for a, b in zip(images.shape, gradients.shape)
+    ):
+        raise ValueError(
+            f"Received gradients of shape {tuple(gradients.shape)} for images of shape "
+            f"{tuple(images.shape)}. Pass two arrays of the same shape."
+        )
+
+
+def check_length(name: str, labels: Any, images: Any) -> None:
+    """Raises unless there is one entry for each image.
+
+    Raises:
+        ValueError: if there is no batch axis, or its length differs.
+    """
+    if len(labels.shape) == 0:
+        raise ValueError(
+            f"Received {name} without a batch axis. Pass one for each image."
+        )
+    if None not in (labels.shape[0], images.shape[0]) and (
+        labels.shape[0] != images.shape[0]
+    ):
+        raise ValueError(
+            f"Received {name} of shape {tuple(labels.shape)} for images of shape "
+            f"{tuple(images.shape)}. Pass one for each image."
+        )
+
+
+def check_number(
+    name: str, value: Any, *, positive: bool = False, advice: str = ""
+) -> None:
+    """Raises unless a value is a number in range.
+
+    Args:
+        name: of the argument.
+        value: of the argument.
+        positive: whether the range is [1e-30, 1e30] instead of [0, 1e30].
+        advice: ends the error: the unit, or what else to pass.
+
+    Raises:
+        ValueError: if the value is not a number, or out of range.
+    """
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    least = 1e-30 if positive else 0
+    if not number or not least <= value <= 1e30:
+        raise ValueError(
+            f"Received {name}={value!r}. Pass a number in [{least:g}, 1e30]{advice}."
+        )
+
+
+def check_count(name: str, value: Any, least: int = 1) -> int:
+    """Returns an integer argument as Python's `int`.
+
+    Raises:
+        ValueError: if it is not an integer, or below `least`; booleans are rejected.
+    """
+    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not whole or value < least:
+        raise ValueError(f"Received {name}={value!r}. Pass an integer >= {least}.")
+    return int(value)
+
+
+def range_pair(name: str, value: Any) -> tuple[float, float]:
+    """Returns a pair (low, high) as a tuple of Python numbers.
+
+    Raises:
+        ValueError: if it is not a pair of finite numbers with low < high.
+    """
+    pair = tuple(value) if isinstance(value, (tuple, list, np.ndarray)) else ()
+    numeric = all(isinstance(x, numbers.Real) and math.isfinite(x) for x in pair)
+    if len(pair) != 2 or not numeric or not pair[0] < pair[1]:
+        raise ValueError(
+            f"Received {name}={value!r}. Pass a pair (low, high), low < high."
+        )
+    return tuple(x.item() if isinstance(x, np.generic) else x for x in pair)
+
+
+def strength_range(name: str, value: Any) -> tuple[float, float]:
+    """Returns the range from which a layer draws its strengths.
+
+    Args:
+        name: of the argument.
+        value: a number `high`, for (0, high), or a pair (low, high).
+
+    Returns:
+        `(low, high)`.
+
+    Raises:
+        ValueError: if the value is neither, or not 0 <= low <= high < infinity.
+    """
+    pair = tuple(value) if isinstance(value, (tuple, list)) else (0.0, value)
+    numeric = len(pair) == 2 and all(isinstance(x, numbers.Real) for x in pair)
+    if not numeric or not 0 <= pair[0] <= pair[1] < float("inf"):
+        raise ValueError(
+            f"Received {name}={value!r}. Pass a number >= 0, to draw from "
+            f"U(0, {name}), or a pair (low, high) with 0 <= low <= high."
+        )
+    return float(pair[0]), float(pair[1])
