@@ -3,6 +3,7 @@
 from typing import Any
 
 import keras
+import numpy as np
 from keras import layers, ops
 
 import keras_structadv as ksa
@@ -172,8 +173,13 @@ def first_half(kind: type) -> type:
     """Subclasses a layer to augment the first half of each batch, not random images."""
 
     class FirstHalf(kind):
-        def _choose(self, images: Any) -> tuple:
-            half = (ops.shape(images)[0] + 1) // 2
-            return ops.arange(half, dtype="int32"), ops.ones((half,))
+        def draw_uniform(self, count: Any) -> Any:
+            # The images with the lowest numbers are chosen.
+            return ops.arange(count, dtype="float32")
+
+        def draw_strength(self, count: Any) -> Any:
+            strength = getattr(self, self.strength_name)
+            low, high = strength if np.ndim(strength) else (0.0, strength)
+            return low + (high - low) * super().draw_uniform(count)
 
     return FirstHalf

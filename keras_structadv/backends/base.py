@@ -8,10 +8,7 @@ import keras
 import numpy as np
 from keras import backend, ops
 
-from keras_structadv.backends.keras_state import (
-    forced_train_function,
-    is_nested_call,
-)
+from keras_structadv.backends.keras_state import forced_train_function
 from keras_structadv.backends.train_step import replaced
 
 
@@ -217,10 +214,6 @@ class Framework:
     def is_single_batch(self, batches: Any) -> bool:
         """Returns whether a train function was called by `train_on_batch`, if known."""
         return False
-
-    def is_nested_call(self, layer: keras.layers.Layer) -> bool:
-        """Returns whether a layer's `call`, from which this is asked, is in another."""
-        return is_nested_call(layer)
 
     def check_native(self, data: Any) -> None:
         """Raises a `ValueError` for symbolic tensors of `tf.data` on another backend.

@@ -1,6 +1,7 @@
 """What we need of Keras beyond its public API. Each function gives the reason."""
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,13 +12,26 @@ from keras_structadv.backends.train_step import replaced
 
 
 def is_nested_call(layer: keras.layers.Layer) -> bool:
-    """Returns whether a layer's `call`, from which this is asked, is in another.
+    """Returns whether a layer's `call`, which asks, runs inside another layer's call.
 
-    Only Keras' call context tells a call inside a model from one by the user. A
-    `stateless_call` opens no such context; its scope of variables tells.
+    Only Keras' private call context knows the layer at which a call began. The scope of
+    variables of a `stateless_call`, which begins no context, tells the same.
     """
-    entry = layer._get_call_context().entry_layer
+    asker = _asker()
+    entry = asker._get_call_context().entry_layer
+    if entry is asker:  # no layer is being called, but `call` itself
+        asker._maybe_reset_call_context()
+        entry = layer
     return entry is not layer or _stateless_scope() is not None
+
+
+@functools.cache
+def _asker() -> keras.layers.Layer:
+    """Returns a layer whose only use is to ask for the call context.
+
+    Asking begins a context where there is none; the layer that asked must end it.
+    """
+    return keras.layers.Layer(name="asks_for_the_call_context")
 
 
 def infers_shapes() -> bool:

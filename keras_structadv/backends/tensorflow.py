@@ -105,11 +105,6 @@ class TensorFlow(Framework):
     def is_single_batch(self, batches: Any) -> bool:
         return inspect.isgenerator(batches)  # `fit` gives an iterator of `tf.data`
 
-    def is_nested_call(self, layer: keras.layers.Layer) -> bool:
-        import tensorflow as tf
-
-        return "/" in tf.get_current_name_scope()  # of which each layer has one
-
     def check_native(self, data: Any) -> None:
         pass
 

@@ -1,5 +1,6 @@
 """The photometric augmentation as a layer."""
 
+import warnings
 from typing import Any
 
 import keras
@@ -15,6 +16,7 @@ from keras_structadv.recoloring import (
     recoloring_from_basis,
     root_mean_square,
 )
+from keras_structadv.scaling import is_zero
 
 
 @keras.saving.register_keras_serializable(package="keras_structadv")
@@ -136,14 +138,35 @@ class AdversarialRecoloring(StructuredAdversary):
         self.rtol = float(rtol)
         self.max_iterations = int(max_iterations)
 
+    def check_unit(self, value: Any, highest: float) -> None:
+        """Warns of a magnitude that seems to be in the units of the images."""
+        if highest > 1:
+            low, high = self.value_range
+            warnings.warn(
+                f"Received magnitude={value}. It is a fraction of value_range "
+                f"{self.value_range}: for a change by {value} in the units of the "
+                f"images pass {highest:g} / {high - low:g}.",
+                stacklevel=4,
+            )
+
     def make_field(
-        self, images: Any, gradients: Any, strength: Any, basis: Any = None
+        self,
+        images: Any,
+        gradients: Any,
+        strength: Any,
+        basis: Any = None,
+        **extra: Any,
     ) -> Any:
         """Returns the perturbation, float32, the shape of the images."""
-        common = {"lam": self.lam, "value_range": self.value_range}
 
         def from_basis(gradients: Any, strength: Any, basis: Any) -> Any:
-            return recoloring_from_basis(gradients, basis, magnitude=strength, **common)
+            return recoloring_from_basis(
+                gradients,
+                basis,
+                magnitude=strength,
+                lam=self.lam,
+                value_range=self.value_range,
+            )
 
         def solve(images: Any, gradients: Any, strength: Any) -> Any:
             return adversarial_recoloring(
@@ -153,10 +176,11 @@ class AdversarialRecoloring(StructuredAdversary):
                 coherence=self.coherence,
                 damping=self.damping,
                 edge_scale=self.edge_scale,
+                lam=self.lam,
                 rank=self.rank,
                 rtol=self.rtol,
                 max_iterations=self.max_iterations,
-                **common,
+                value_range=self.value_range,
             )
 
         if basis is not None:
@@ -182,12 +206,18 @@ class AdversarialRecoloring(StructuredAdversary):
         size: int,
         strength: Any,
         basis: Any = None,
+        **extra: Any,
     ) -> Any:
         """Returns the perturbation that a code describes, the shape of the images."""
         height, width, channels = images.shape[1:]
         shape = (-1, channels, min(size, height), min(size, width))
         gradients = gradient_from_code(ops.reshape(codes, shape), (height, width))
         return self.make_field(images, gradients, strength, basis)
+
+    def measure(self, images: Any, changed: Any, field: Any, strength: Any) -> Any:
+        """Returns the size of each change after clipping, as `size_of` a field."""
+        change = root_mean_square(changed - images, self.value_range)
+        return ops.where(is_zero(field), 0.0, change)  # images may not be finite
 
     def size_of(self, field: Any) -> Any:
         """Returns the root mean square of each perturbation over the value range."""
