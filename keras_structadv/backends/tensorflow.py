@@ -1,5 +1,6 @@
 """The methods for TensorFlow; see `Framework` for what each has to do."""
 
+import functools
 import inspect
 import math
 import sys
@@ -40,23 +41,46 @@ class TensorFlow(Framework):
         # The tape here lies around that of the step. Its backward pass is the one that
         # the step makes for the weights, but for the first layer; graph compilers merge
         # the two.
-        losses = []
-        compute_loss = model.compute_loss
+        data = pack(images)
+        leaves = keras.tree.flatten(data)
+        others = keras.tree.flatten(pack(tf.identity(images)))
+        places = [i for i, x in enumerate(leaves) if x is not others[i]]
 
-        def recording(*args: Any, **kwargs: Any) -> Any:
-            losses.append(compute_loss(*args, **kwargs))
-            return losses[-1]
+        def run(images: Any, leaves: list) -> tuple[Any, Any]:
+            losses = []
+            compute_loss = model.compute_loss
 
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(images)
-            with replaced(model, "compute_loss", recording):
-                logs = train_step(pack(images))
-            check_calls(model, "compute_loss", len(losses))
-            # As the step does it, so that float16 does not lose small gradients, and
-            # that the two backward passes are the same.
-            loss = model.optimizer.scale_loss(losses[0])
-        gradients = tape.gradient(loss, images)
-        return logs, of_each_image(gradients, model.optimizer.scale_loss(1.0), images)
+            def recording(*args: Any, **kwargs: Any) -> Any:
+                losses.append(compute_loss(*args, **kwargs))
+                return losses[-1]
+
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(images)
+                given = [
+                    tf.cast(images, x.dtype) if i in places else x
+                    for i, x in enumerate(leaves)
+                ]
+                with replaced(model, "compute_loss", recording):
+                    logs = train_step(keras.tree.pack_sequence_as(data, given))
+                check_calls(model, "compute_loss", len(losses))
+                # As the step does it, so that float16 does not lose small gradients,
+                # and that the two backward passes are the same.
+                loss = model.optimizer.scale_loss(losses[0])
+            gradients = tape.gradient(loss, images)
+            scale = model.optimizer.scale_loss(1.0)
+            return logs, of_each_image(gradients, scale, images)
+
+        return self.in_own_graph(run)(images, leaves)
+
+    def in_own_graph(self, function: Callable) -> Callable:
+        import tensorflow as tf
+
+        # The sum of the gradients over replicas registers a gradient function for good,
+        # and with it all of the graph around it, also with one device. What is outside
+        # of that graph can be freed.
+        if tf.executing_eagerly() or tf.distribute.has_strategy():
+            return function
+        return tf.function(function, autograph=False)
 
     def bits(self, x: Any) -> Any:
         import tensorflow as tf
@@ -96,6 +120,14 @@ class TensorFlow(Framework):
             return (function if plain else compiled)(*arguments)
 
         return call
+
+    def shared(self, function: Callable, constants: dict[str, Any]) -> Callable:
+        import tensorflow as tf
+
+        if sys.platform == "darwin" or tf.executing_eagerly():
+            return functools.partial(function, **constants)
+        # Some operations make arrays of Keras' default dtype.
+        return _program(function, tuple(constants.items()), keras.config.floatx())
 
     def visible(self, x: Any) -> np.ndarray | None:
         import tensorflow as tf
@@ -137,3 +169,11 @@ class TensorFlow(Framework):
             return tf.bitcast(tf.reshape(value, shape + size), kind)
 
         return [array(*entry) for entry in layout]
+
+
+@functools.cache
+def _program(function: Callable, constants: tuple, floatx: str) -> Callable:
+    import tensorflow as tf
+
+    pure = functools.partial(function, **dict(constants))
+    return tf.function(pure, jit_compile=True, autograph=False)

@@ -151,17 +151,46 @@ class Adversary(Hooks):
         Returns:
             An `Augmented` without a gain.
         """
-        originals = self.layout.channels_last(ops.cast(images, "float32"))
+        active, drawn = self.draw_for(found, strength)
+        changed, field, sizes = self.changed_by_codes(
+            images, codes, drawn, extra or {}, size
+        )
+        return Augmented(changed, field, sizes, None, Selection(None, active))
+
+    def draw_for(self, found: Any, strength: Any) -> tuple[Any, Any]:
+        """Draws which images with a code are augmented, and the strength of each.
+
+        Args:
+            found: bool, (batch,), whether an image has a code.
+            strength: factor in [0, 1] on the drawn strengths.
+
+        Returns:
+            Both float32, (batch,): 1.0 where it is augmented, else 0.0; the strength,
+            zero where it is not.
+        """
         active = ops.cast(found, "float32")
-        batch = ops.shape(originals)[0]
+        batch = ops.shape(active)[0]
         selection = Selection.drawn(self.rate, batch, self.draw_uniform)
         active = active * selection.put_back(ops.zeros_like(active), selection.active)
-        drawn = strength * active * self.draw_strength(batch)
-        field = self.decode(originals, codes, size, drawn, **(extra or {}))
+        return active, strength * active * self.draw_strength(batch)
+
+    def changed_by_codes(
+        self, images: Any, codes: Any, strength: Any, extra: dict, size: int
+    ) -> tuple[Any, Any, Any]:
+        """Returns `(changed images, fields, sizes)`, without a draw of its own.
+
+        Args:
+            images: (batch, height, width, channels), or channels first.
+            codes: float32, (batch, length), as `encode` made them.
+            strength: float32, (batch,), of each image.
+            extra: the data under the `extra_keys`, one entry for each image.
+            size: the k of `encode`.
+        """
+        originals = self.layout.channels_last(ops.cast(images, "float32"))
+        field = self.decode(originals, codes, size, strength, **extra)
         changed = self._applied(originals, field)
-        sizes = self.measure(originals, changed, field, drawn)
-        changed = self.layout.restored(changed)
-        return Augmented(changed, field, sizes, None, Selection(None, active))
+        sizes = self.measure(originals, changed, field, strength)
+        return self.layout.restored(changed), field, sizes
 
     def gradient(
         self,

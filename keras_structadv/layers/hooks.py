@@ -35,6 +35,11 @@ class Hooks(ImageLayer):
     uses_value_range: bool = False
     """Whether the result depends on `value_range`."""
 
+    stateless: bool = False
+    """Whether `decode`, `apply`, `measure` and `encode` depend on the arguments of the
+    constructor only. A subclass that does not say so itself counts as one that is not,
+    and its programs are compiled for each of its models."""
+
     extra_keys: tuple[str, ...] = ()
     """Keys of a dict of data that `make_field` and `decode` take as arguments."""
 
