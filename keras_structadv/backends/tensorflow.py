@@ -12,7 +12,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_structadv.backends.base import Framework
+from keras_structadv.backends.base import AugmentedStep, Framework
+from keras_structadv.backends.keras_state import has_replicas
 from keras_structadv.backends.train_step import check_calls, of_each_image, replaced
 
 
@@ -28,6 +29,13 @@ class TensorFlow(Framework):
             tape.watch(images)
             value, extra = objective(images)
         return tape.gradient(value, images), extra
+
+    def train_function(self, model: keras.Model, step: AugmentedStep) -> Callable:
+        # A step that makes variables is traced twice, and both graphs stay in memory.
+        optimizer = model.optimizer
+        if model.built and not (optimizer.built or has_replicas(model)):
+            optimizer.build(model.trainable_variables)
+        return super().train_function(model, step)
 
     def step_with_gradients(
         self,
