@@ -27,6 +27,7 @@ test: .venv/installed
 lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 bench: .venv/installed
 	$(BIN)/python -m benchmarks.solve_and_warp

@@ -1,36 +1,33 @@
-"""Checks and times on whatever accelerator and backend Keras finds.
+"""Checks and times solves, warps and training steps on any accelerator and backend.
 
-First that the solve, the warp and the recolouring are right on this device. Then each
-of them at several sizes: milliseconds, and which part of the floor is reached. That is
-the time that the bytes which have to be moved need at the bandwidth of a copy, or the
-operations at the rate of a large matrix product, whichever is longer; both are measured
-here. Then whole training steps. What is compared runs in turn, in one process.
+First it checks the solve, the warp and the recolouring on this device. Then it times
+each at several sizes and compares with a floor: the time to move the bytes at the
+bandwidth of a copy, or to do the operations at the rate of a large matrix product,
+whichever is longer. Both rates are measured here. Last come whole training steps. All
+that is compared runs in turn in one process.
 
     KERAS_BACKEND=jax python -m benchmarks.accelerator [--sizes 32 ... 1024]
         [--pixels N] [--models wide-resnet efficientnet resnet] [--rounds N]
         [--precision float32 mixed_bfloat16] [--small]
 
-`--small` is a run of a minute or two on a CPU, to check the script itself. Each step of
-each model is a program to compile, which takes long: where time is short, take one
-model and one precision a run. Products of the models themselves are as the backend
-makes them, on a GPU mostly in TF32; those of the fields are not shortened.
+`--small` checks the script itself on a CPU, in a minute or two. Compiling the steps
+takes long: if time is short, pass one model and one precision. The products of the
+models have the precision of the backend, on a GPU mostly TF32; those of the fields have
+full precision.
 """
 
 import argparse
 import itertools
-import math
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
-import keras
 import numpy as np
 import scipy.fft
 from keras import backend, ops
 
 import keras_structadv as ksa
-from benchmarks.timing import interleave, machine
-from experiments.models import small_cnn, wide_resnet
+from benchmarks.accelerator_steps import MODELS, steps
+from benchmarks.devices import compiled, device, per_call, rates
+from benchmarks.timing import machine
 from keras_structadv.backends import framework
 from keras_structadv.dct import laplacian_eigenvalues
 from keras_structadv.operators import EdgePreserving, ScreenedPoisson
@@ -38,126 +35,10 @@ from keras_structadv.solvers import solve_dct, solve_edge_preserving
 from keras_structadv.solvers.screened_poisson import _dense_inverse
 
 SMOOTHNESS = 100.0
-MODELS = {
-    # name: size of the images, batch, model
-    "wide-resnet": (32, 128, lambda: wide_resnet((32, 32, 3), 10, depth=28, width=10)),
-    "efficientnet": (224, 64, lambda: application("EfficientNetB0")),
-    "resnet": (224, 64, lambda: application("ResNet50")),
-    "small": (16, 32, lambda: small_cnn((16, 16, 3), 10)),
-}
-
-
-def application(name: str) -> keras.Model:
-    """Returns a model of `keras.applications` without weights, for raw pixels."""
-    build = getattr(keras.applications, name)
-    shape = (224, 224, 3)
-    return build(
-        weights=None, input_shape=shape, classes=10, classifier_activation=None
-    )
-
-
-# The device.
-
-
-def compiled(function: Callable, *inputs: object) -> Callable[[], object]:
-    """Returns a call of the compiled function, which does not wait for the device."""
-    inputs = [ops.convert_to_tensor(x) for x in inputs]
-    name = backend.backend()
-    if name == "jax":
-        import jax
-
-        function = jax.jit(function)
-    elif name == "tensorflow":
-        import tensorflow as tf
-
-        function = tf.function(function, jit_compile=True)
-    else:
-        import torch
-
-        function = torch.no_grad()(function)
-    return lambda: function(*inputs)
-
-
-def per_call(calls: dict, rounds: int) -> dict[str, np.ndarray]:
-    """Returns the seconds of one call in each round, many calls to a wait.
-
-    So it is the device that is timed, not the way to it.
-    """
-    times, repeated = {}, {}
-    for name, call in calls.items():
-        wait(call())
-        start = time.perf_counter()
-        wait(call())
-        once = time.perf_counter() - start
-        times[name] = int(np.clip(0.02 / once, 1, 200))
-
-        def many(call: Callable = call, count: int = times[name]) -> None:
-            for _ in range(count):
-                result = call()
-            wait(result)
-
-        repeated[name] = many
-    seconds = interleave(repeated, rounds)
-    return {name: values / times[name] for name, values in seconds.items()}
-
-
-def wait(result: object) -> None:
-    """Waits until the device has made a result."""
-    if backend.backend() == "jax":
-        import jax
-
-        jax.block_until_ready(result)
-    elif backend.backend() == "torch":
-        import torch
-
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-    elif backend.backend() == "tensorflow":
-        import tensorflow as tf
-
-        tf.test.experimental.sync_devices()
-
-
-def device() -> str:
-    """Returns the name of the accelerator."""
-    name = backend.backend()
-    if name == "jax":
-        import jax
-
-        return jax.devices()[0].device_kind
-    if name == "torch":
-        import torch
-
-        return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    import tensorflow as tf
-
-    found = tf.config.list_physical_devices("GPU")
-    if not found:
-        return "cpu"
-    return tf.config.experimental.get_device_details(found[0])["device_name"]
-
-
-def rates(rounds: int, small: bool) -> tuple[float, float]:
-    """Returns the bytes a second of a copy, and the operations of a product."""
-    numbers = 2**22 if small else 2**28
-    size = 1024 if small else 8192
-    rng = np.random.default_rng(0)
-    array = np.zeros(numbers, "float32")
-    matrix = rng.normal(size=(size, size)).astype("float32")
-    calls = {
-        "copy": compiled(lambda x: x + 1.0, array),
-        "product": compiled(ops.matmul, matrix, matrix),
-    }
-    with framework().full_precision():
-        seconds = {k: np.median(v) for k, v in per_call(calls, rounds).items()}
-    return 8 * numbers / seconds["copy"], 2 * size**3 / seconds["product"]
-
-
-# Right or wrong.
 
 
 def check() -> None:
-    """Prints the errors on this device, against float64 on the CPU; raises if large."""
+    """Prints the errors of this device against float64 on the CPU; fails if large."""
     rng = np.random.default_rng(0)
     rhs = rng.normal(size=(4, 224, 224)).astype("float32")
     shifted = 1 + SMOOTHNESS * laplacian_eigenvalues(224, 224).astype("float64")
@@ -170,7 +51,7 @@ def check() -> None:
     images = rng.uniform(0, 255, (2, 64, 64, 3)).astype("float32")
     flow = np.tile(np.array([2.0, -3.0], "float32"), (2, 64, 64, 1))
     found = ops.convert_to_numpy(compiled(ksa.dense_image_warp, images, flow)())
-    moved = images[:, :-2, 3:]  # what was at (y - 2, x + 3)
+    moved = images[:, :-2, 3:]  # was at (y - 2, x + 3)
     errors["warp, of 255"] = np.abs(found[:, 2:, :-3] - moved).max()
 
     pictures = np.linspace(0, 0.3, 64)[:, None, None] * rng.uniform(size=(4, 1, 64, 3))
@@ -196,18 +77,15 @@ def check() -> None:
     assert max(errors.values()) < 5e-3, errors
 
 
-# Fields.
-
-
 def field_calls(size: int, batch: int) -> tuple[dict, dict]:
-    """Returns the calls to time, and the bytes and operations that each needs."""
+    """The calls to time, and the bytes and operations that each needs."""
     rng = np.random.default_rng(0)
     images = rng.uniform(0, 1, (batch, size, size, 3)).astype("float32")
     rhs = rng.normal(size=(2 * batch, size, size)).astype("float32")
     flow = rng.normal(size=(batch, size, size, 2)).astype("float32")
     gradients = rng.normal(size=images.shape).astype("float32")
     operator = ScreenedPoisson(size, size, SMOOTHNESS)
-    numbers = 4 * batch * size**2  # the bytes of one plane of every image
+    numbers = 4 * batch * size**2  # bytes of one plane of every image
     half = -(-size // 2)
 
     def iterations() -> int:
@@ -235,9 +113,9 @@ def field_calls(size: int, batch: int) -> tuple[dict, dict]:
     needs = {
         "solve": (4 * numbers, products),
         "warp": (8 * numbers, 0),
-        # Images and gradients in, images out; what lies between need not be stored.
+        # Images and gradients in, images out; nothing between has to be stored.
         "flow and warp": (9 * numbers, products),
-        # Of each iteration: x, r, p in and out, z and A p in and out, the operator in.
+        # In each iteration x, r, p, z and A p in and out, and the operator in.
         f"recolouring ({rounds} iterations)": (
             rounds * (12 * 3 + 2) * numbers,
             rounds * coarse,
@@ -258,7 +136,7 @@ def field_calls(size: int, batch: int) -> tuple[dict, dict]:
 
 
 def kornia_elastic(images: np.ndarray) -> Callable[[], object] | None:
-    """Returns a call of kornia's random elastic transform, where it is installed."""
+    """A call of kornia's random elastic transform, or `None` without kornia."""
     try:
         import kornia
         import torch
@@ -271,7 +149,7 @@ def kornia_elastic(images: np.ndarray) -> Callable[[], object] | None:
         noise = torch.rand(len(x), 2, *x.shape[2:], device=place) * 2 - 1
         result = kornia.geometry.transform.elastic_transform2d(x, noise)
         if place == "cuda" and backend.backend() != "torch":
-            torch.cuda.synchronize()  # for which `wait` does not know to wait
+            torch.cuda.synchronize()  # `wait` waits for Keras' backend only
         return result
 
     return call
@@ -302,119 +180,7 @@ def fields(sizes: list[int], pixels: int, rounds: int, small: bool) -> None:
             )
 
 
-# Training steps.
-
-
-class GradientOnly(ksa.AdversarialRecoloring):
-    """The fast gradient sign method: a gradient, and nothing else that costs."""
-
-    def make_field(self, images, gradients, strength, basis=None):
-        """Returns the sign of the gradient, at the strength."""
-        strength = 255.0 * strength[:, None, None, None]
-        return strength * ops.sign(gradients)
-
-
-def stepper(
-    build: Callable[[], keras.Model],
-    batch: tuple[np.ndarray, np.ndarray],
-    callback: keras.callbacks.Callback,
-) -> Callable[[], object]:
-    """Returns a call that makes one training step of `fit`, and waits for it."""
-    model = build()
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(keras.optimizers.SGD(1e-3, momentum=0.9), loss)
-    model.optimizer.build(model.trainable_variables)
-    model.evaluate(*(x[:2] for x in batch), verbose=0)  # makes what is made late
-    model.make_train_function(force=True)
-    callback.set_params({})
-    callback.set_model(model)
-    callback.on_train_begin()
-    callback.on_epoch_begin(0)
-    function = model.train_function
-    images, labels = (ops.convert_to_tensor(x) for x in batch)
-    if backend.backend() == "jax":
-        parts = (
-            model.trainable_variables,
-            model.non_trainable_variables,
-            model.optimizer.variables,
-            model.metrics_variables,
-        )
-        state = tuple([x.value for x in part] for part in parts)
-
-        def repeated() -> Iterator:
-            while True:
-                yield images, labels
-
-        iterator = repeated()
-
-        def step() -> object:
-            nonlocal state
-            callback.on_train_batch_begin(0)
-            logs, state = function(state, iterator)
-            return float(logs["loss"])
-
-        return step
-    if backend.backend() == "tensorflow":
-        import tensorflow as tf
-
-        data = tf.data.Dataset.from_tensors((images, labels)).repeat()
-        iterator = iter(data.prefetch(tf.data.AUTOTUNE))
-    else:
-        iterator = [(images, labels)]
-
-    def step() -> object:
-        callback.on_train_batch_begin(0)
-        return float(function(iterator)["loss"])
-
-    return step
-
-
-def steps(name: str, precision: str, rounds: int) -> None:
-    """Prints the table of a model's training steps."""
-    size, count, build = MODELS[name]
-    keras.config.set_dtype_policy(precision)
-    rng = np.random.default_rng(0)
-    images = rng.uniform(0, 255, (count, size, size, 3)).astype("float32")
-    batch = images, rng.integers(0, 10, count).astype("int32")
-    training = ksa.AdversarialTraining
-    kinds = {"flow": ksa.AdversarialFlow, "recolouring": ksa.AdversarialRecoloring}
-    callbacks = {
-        "plain": keras.callbacks.Callback(),
-        "gradient only (FGSM), rate 1": training(GradientOnly(rate=1.0)),
-    }
-    for (kind, layer), gradient in itertools.product(kinds.items(), ("fresh", "reuse")):
-        for rate in (1.0, 0.5):
-            suffix = ", reused" if gradient == "reuse" else ""
-            callbacks[f"{kind}, rate {rate:g}{suffix}"] = training(
-                layer(rate=rate), gradient=gradient
-            )
-    calls = {}
-    for label, callback in callbacks.items():
-        print(f"{label} is compiled ...", file=sys.stderr, flush=True)
-        calls[label] = stepper(build, batch, callback)
-        calls[label]()
-    seconds = interleave(calls, rounds)
-    plain = seconds["plain"]
-    only = seconds["gradient only (FGSM), rate 1"]
-    print(f"\n{name}, {count} of {size} px, {precision}, {rounds} rounds\n")
-    print("| step | ms | to plain | to gradient only | of the extra of rate 1 |")
-    print("|---|---|---|---|---|")
-    for label, values in seconds.items():
-        median = 1e3 * np.median(values)
-        to_plain = np.median(values / plain)
-        row = f"| {label} | {median:.1f} | {to_plain:.3f} "
-        row += f"| {np.median(values / only):.3f} |"
-        whole = seconds.get(label.replace("0.5", "1"))
-        if "rate 0.5" in label and whole is not None:
-            extra = np.median(values - plain) / np.median(whole - plain)
-            row += f" {extra:.2f}" if math.isfinite(extra) else ""
-        print(f"{row} |", flush=True)
-    keras.config.set_dtype_policy("float32")
-    del calls
-    keras.backend.clear_session()
-
-
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
@@ -425,15 +191,15 @@ def main() -> None:
     parser.add_argument("--models", nargs="*", default=list(MODELS)[:3], choices=MODELS)
     parser.add_argument("--precision", nargs="+", default=["float32", "mixed_bfloat16"])
     parser.add_argument("--small", action="store_true")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.small:
         options.sizes, options.pixels = [32, 64], 2**14
-        options.models, options.rounds = ["small"], 5
+        options.models, options.rounds = ["small"], 2
     print(f"\n{device()}; {machine()}; median of {options.rounds} rounds")
     check()
     fields(options.sizes, options.pixels, options.rounds, options.small)
     for name, precision in itertools.product(options.models, options.precision):
-        steps(name, precision, options.rounds)
+        steps(name, precision, options.rounds, options.small)
 
 
 if __name__ == "__main__":

@@ -1,155 +1,109 @@
 """What adversarial augmentation gains on real images, in minutes on two cores.
 
-Trains a small CNN on few images of data sets that need no download, several seeds for
-each row, and prints accuracies, their standard errors and the paired differences.
+Trains a small CNN on few images of data sets that need no download, with several seeds
+for each row. Prints accuracies, standard errors and paired differences. Flows and
+recolourings have their default smoothness, coherence and rate.
 
     python -m benchmarks.demo [--seeds 3 2 2] [--data digits glyphs colour-glyphs]
-        [--picture demo.png]
+        [--picture demo.png] [--small]
 """
 
 import argparse
 import functools
 import os
 from collections.abc import Callable
-from typing import NamedTuple
 
-import keras
 import numpy as np
-from keras import layers
 
 import keras_structadv as ksa
-from experiments.controls import ColourJitter, RandomFlow, RandomRecoloring
-from experiments.models import small_cnn
+from experiments import datasets, runs
+from experiments.cells import Cell, load_cells
+from experiments.models import confidences
 from experiments.table import comparison
-from experiments.train import run_all
 
-BATCH = 64
-
-
-def row(kind: type, gradient: str = "fresh") -> Callable:
-    """Returns a function `(strength, seed) -> callbacks` for a kind of layer."""
-
-    def callbacks(strength, seed):
-        layer = kind(strength, rate=0.5, seed=seed)
-        return [ksa.AdversarialTraining(layer, gradient=gradient)]
-
-    return callbacks
-
-
+# The adversary of each row, and its further settings.
 FLOW_ROWS = {
-    "none": lambda strength, seed: [],
-    "random flow": row(RandomFlow),
-    "adversarial flow, fresh": row(ksa.AdversarialFlow),
-    "adversarial flow, reused": row(ksa.AdversarialFlow, "reuse"),
+    "none": ("none",),
+    "random flow": ("random-flow",),
+    "adversarial flow, fresh": ("flow",),
+    "adversarial flow, reused": ("flow-reused",),
 }
+# `python -m benchmarks.recoloring_strengths` chose the magnitudes.
 RECOLORING_ROWS = {
-    "none": lambda strength, seed: [],
-    "colour jitter": row(ColourJitter),
-    "random recolouring": row(RandomRecoloring),
-    "adversarial recolouring, fresh": row(ksa.AdversarialRecoloring),
-    "adversarial recolouring, reused": row(ksa.AdversarialRecoloring, "reuse"),
+    "none": ("none",),
+    "colour jitter": ("colour-jitter", "recoloring.magnitude=0.7"),
+    "random recolouring": ("random-recoloring", "recoloring.magnitude=0.7"),
+    "adversarial recolouring, fresh": ("recoloring", "recoloring.magnitude=0.3"),
+    "adversarial recolouring, reused": (
+        "recoloring-reused",
+        "recoloring.magnitude=0.7",
+    ),
 }
-# Chosen on the validation set by `python -m benchmarks.recoloring_strengths`.
-MAGNITUDES = {
-    "none": 0.0,
-    "colour jitter": 0.7,
-    "random recolouring": 0.7,
-    "adversarial recolouring, fresh": 0.3,
-    "adversarial recolouring, reused": 0.7,
-}
-
-
-class Task(NamedTuple):
-    """What is learnt.
-
-    Attributes:
-        load: from the seed to a training set and test sets by name.
-        epochs: how long.
-        rows: functions `(strength, seed) -> callbacks`.
-        strength: that of each row.
-    """
-
-    load: Callable
-    epochs: int
-    rows: dict
-    strength: dict
-
-
-def flow_task(load: Callable, displacement: float) -> Task:
-    """Returns the task in which flows of one displacement are compared."""
-
-    def sets(seed):
-        train, test = load(seed=seed)
-        return train, {"": test}
-
-    return Task(sets, 60, FLOW_ROWS, dict.fromkeys(FLOW_ROWS, displacement))
-
-
-def load_colour_glyphs(seed: int, held_out: str = "test"):
-    """Returns colour glyphs, with a test set in the same and in unseen colours."""
-    tests = {}
-    for colours in ("same", "unseen"):
-        train, tests[f", {colours} colours"] = ksa.datasets.load_colour_glyphs(
-            colours=colours, held_out=held_out, seed=seed
-        )
-    return train, tests
-
-
-digits, glyphs = ksa.datasets.load_digits, ksa.datasets.load_glyphs
+# The file of the cells, and the rows of each data set.
 DATA = {
-    "digits": flow_task(functools.partial(digits, 200), 3.0),
-    "glyphs": flow_task(functools.partial(glyphs, 6), 4.0),
-    "colour-glyphs": Task(load_colour_glyphs, 20, RECOLORING_ROWS, MAGNITUDES),
-    "digits-100": flow_task(functools.partial(digits, 100), 3.0),
-    "digits-500": flow_task(functools.partial(digits, 500), 3.0),
+    "digits": ("small/digits", FLOW_ROWS),
+    "glyphs": ("small/glyphs", FLOW_ROWS),
+    "colour-glyphs": ("small/colour-glyphs", RECOLORING_ROWS),
+    "digits-100": ("small/digits", FLOW_ROWS),
+    "digits-500": ("small/digits", FLOW_ROWS),
 }
+DEFAULTS = (
+    *("policy=none", "flow.smoothness=100", "flow.rate=0.5"),
+    "recoloring.rate=0.5",
+)
 
 
-def train(
-    task: Task, row: str, seed: int, strength: float | None = None
-) -> tuple[keras.Model, np.ndarray]:
-    """Returns a trained model and its accuracies, one for each test set.
+def cell_of(data: str, row: str, *changes: str) -> Cell:
+    """The cell of a row.
 
-    Seeds set the split, the initial weights, the order of the batches and the fields;
-    rows of one seed share all but the last.
+    Args:
+        data: one of `DATA`.
+        row: one of the rows of the data set.
+        *changes: further `KEY=VALUE` for `load_cells`.
     """
-    (x, y), tests = task.load(seed)
-    keras.utils.clear_session()
-    keras.utils.set_random_seed(seed)
-    model = small_cnn(x.shape[1:], int(y.max()) + 1)
-    steps = task.epochs * -(-len(x) // BATCH)
-    model.compile(
-        keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(3e-3, steps)),
-        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        metrics=["accuracy"],
-    )
-    strength = task.strength[row] if strength is None else strength
-    callbacks = task.rows[row](strength, seed)
-    model.fit(x, y, BATCH, task.epochs, verbose=0, callbacks=callbacks)
-    accuracies = [
-        model.evaluate(x_test, y_test, 1024, verbose=0)[1]
-        for x_test, y_test in tests.values()
-    ]
-    return model, np.array(accuracies)
+    config, rows = DATA[data]
+    adversary, *settings = rows[row]
+    given = (f"data={data}", f"adversary={adversary}", *DEFAULTS)
+    (cell,) = load_cells(config, [*given, *settings, *changes])
+    return cell
 
 
-def draw(path: str) -> None:
-    """Writes a picture: image, flow and warped image with the model's confidence."""
+def accuracies_of(job: tuple[str, str, int], smoke: bool = False) -> dict[str, float]:
+    """Trains a job, `(data, row, seed)`; returns its accuracy on each test set."""
+    data, row, seed = job
+    return runs.train(cell_of(data, row), seed, smoke=smoke)[1]["accuracy"]
+
+
+def plain_model(data: str, small: bool = False) -> tuple:
+    """Trains without augmentation; returns the model, test images and labels.
+
+    Args:
+        data: `"digits"` or `"glyphs"`.
+        small: whether to take only two steps and 20 test images.
+    """
+    model, _ = runs.train(cell_of(data, "none"), 0, smoke=small)
+    x, y = datasets.load(data)[1][""]
+    return (model, x[:20], y[:20]) if small else (model, x, y)
+
+
+def draw(path: str, small: bool = False) -> None:
+    """Writes a picture of images, flows and warped images with the model's answers.
+
+    Args:
+        path: file to write to.
+        small: whether to draw models after two steps of training.
+    """
     rows = []
     for data in ("digits", "glyphs"):
-        task = DATA[data]
-        model, _ = train(task, "none", seed=0)
-        x, y = task.load(0)[1][""]
-        softmax = keras.Sequential([model, layers.Softmax()])
-        before = softmax.predict(x, 1024, verbose=0)
+        model, x, y = plain_model(data, small)
+        before = confidences(model, x)
         flow = ksa.adversarial_flow(
             x,
             ksa.per_image_gradients(model, x, y),
-            max_displacement=task.strength["none"],
+            max_displacement=cell_of(data, "none").flow["max_displacement"],
         )
-        after = softmax.predict(ksa.dense_image_warp(x, flow), 1024, verbose=0)
-        place = np.arange(len(y))
-        sure = before[place, y] > 0.9
+        after = confidences(model, ksa.dense_image_warp(x, flow))
+        sure = before[np.arange(len(y)), y] > (0 if small else 0.9)
         fooled = sure & (after.argmax(1) != y)
         chosen = np.random.default_rng(0).permutation(np.flatnonzero(fooled))[:2]
         print(
@@ -170,17 +124,11 @@ def draw(path: str) -> None:
     print(f"wrote {path}")
 
 
-def accuracies_of(job: tuple[str, str, int]) -> np.ndarray:
-    """Returns the accuracies of a job, `(data, row, seed)`, one for each test set."""
-    data, *rest = job
-    return train(DATA[data], *rest)[1]
-
-
 def _always(labels: tuple[str]) -> Callable:
     return lambda _: labels
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Trains, prints the tables and writes the picture."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
@@ -191,29 +139,41 @@ def main() -> None:
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[3, 2, 2])
     parser.add_argument("--picture", help="file to write the picture to")
-    options = parser.parse_args()
+    parser.add_argument("--small", action="store_true", help="two steps, one seed")
+    options = parser.parse_args(arguments)
+    if options.small:
+        options.seeds = [1]
     if len(options.seeds) == 1:
         options.seeds = options.seeds * len(options.data)
     jobs = [
         (data, row, seed)
         for data, seeds in zip(options.data, options.seeds)
         for seed in range(seeds)
-        for row in DATA[data].rows
+        for row in DATA[data][1]
     ]
-    results = dict(run_all(jobs, accuracies_of, workers=os.cpu_count() or 1))
+    measure = functools.partial(accuracies_of, smoke=options.small)
+    results = dict(runs.run_all(jobs, measure, **workers(options.small)))
     for data, seeds in zip(options.data, options.seeds):
-        rows = DATA[data].rows
+        rows = DATA[data][1]
         bases = {row: _always((row,)) for row in rows if "adversarial" not in row}
-        for number, name in enumerate(DATA[data].load(0)[1]):
+        for measured in results[data, "none", 0]:
             accuracies = {
-                (row,): {s: results[data, row, s][number] for s in range(seeds)}
+                (row,): {s: results[data, row, s][measured] for s in range(seeds)}
                 for row in rows
             }
-            title = f"{data}{name}: test accuracy ± standard error"
+            name = ", ".join(x for x in (data, measured) if x)
+            title = f"{name}: test accuracy ± standard error"
             print("\n" + comparison(title, ("augmentation",), accuracies, bases))
     if options.picture:
         print()
-        draw(options.picture)
+        draw(options.picture, options.small)
+
+
+def workers(small: bool) -> dict:
+    """Arguments of `run_all`: one process a core, or only this process if small."""
+    if small:
+        return {"workers": 1, "tasks": None}
+    return {"workers": os.cpu_count() or 1}
 
 
 if __name__ == "__main__":

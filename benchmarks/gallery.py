@@ -1,9 +1,9 @@
-"""Draws the pictures of the README, with the models that the benchmarks train.
+"""Draws the pictures of the README.
 
-    python -m benchmarks.gallery [--folder images]
+    python -m benchmarks.gallery [--folder images] [--small]
 
-`flow.png` and `recoloring.png` are those of `demo` and of `recoloring_structure`,
-`steps.png` is in the manner of the paper's figure 3.
+`demo` draws `flow.png`, and `recoloring_structure` draws `recoloring.png`. `steps.png`
+follows the paper's figure 3.
 """
 
 import argparse
@@ -12,24 +12,19 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras import layers
 
 import keras_structadv as ksa
 from benchmarks import demo, recoloring_structure
+from experiments.models import confidences
 from keras_structadv.datasets import CHARACTERS
 
 STEPS = (0, 2, 4, 6, 8, 10)
 
 
-def confidences(model: keras.Model, images: Any) -> np.ndarray:
-    """Returns the probabilities of the classes, (batch, classes)."""
-    return keras.Sequential([model, layers.Softmax()]).predict(images, 256, verbose=0)
-
-
 def films(model: keras.Model, x: Any, y: Any, targets: Any) -> dict[str, np.ndarray]:
-    """Returns the images after each of `STEPS`, away from labels and towards targets.
+    """The images after each of `STEPS`, away from labels and towards targets.
 
-    Each step is of one pixel.
+    Each step moves by one pixel.
     """
     made = {}
     for name, data in (
@@ -44,17 +39,20 @@ def films(model: keras.Model, x: Any, y: Any, targets: Any) -> dict[str, np.ndar
     return made
 
 
-def draw_steps(path: pathlib.Path) -> None:
-    """Draws ten steps away from the label, and ten towards the next likely one."""
+def draw_steps(path: pathlib.Path, small: bool = False) -> None:
+    """Draws ten steps away from the label, and ten towards the next likely one.
+
+    Args:
+        path: file to write to.
+        small: whether to draw a model after two steps of training.
+    """
     from matplotlib.figure import Figure
 
-    task = demo.DATA["glyphs"]
-    model, _ = demo.train(task, "none", seed=0)
-    x, y = task.load(0)[1][""]
+    model, x, y = demo.plain_model("glyphs", small)
     before, place = confidences(model, x), np.arange(len(y))
     wrong = before.copy()
     wrong[place, y] = -1
-    sure = before[place, y] > 0.95
+    sure = before[place, y] > (0 if small else 0.95)
     x, y, targets = x[sure], y[sure], wrong.argmax(axis=1)[sure]
     place = np.arange(len(y))
     frames = films(model, x, y, targets)
@@ -88,15 +86,17 @@ def draw_steps(path: pathlib.Path) -> None:
     print(f"wrote {path}")
 
 
-def main() -> None:
-    """Draws them all."""
+def main(arguments: list[str] | None = None) -> None:
+    """Draws all pictures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=pathlib.Path, default=pathlib.Path("images"))
-    folder = parser.parse_args().folder
+    parser.add_argument("--small", action="store_true", help="models after two steps")
+    options = parser.parse_args(arguments)
+    folder, small = options.folder, options.small
     folder.mkdir(parents=True, exist_ok=True)
-    demo.draw(str(folder / "flow.png"))
-    recoloring_structure.measure(0, str(folder / "recoloring.png"))
-    draw_steps(folder / "steps.png")
+    demo.draw(str(folder / "flow.png"), small)
+    recoloring_structure.measure(0, str(folder / "recoloring.png"), small)
+    draw_steps(folder / "steps.png", small)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,18 @@
 """What the edge-preserving solve costs, and how far it is from the floor.
 
-On crops of photographs and gradients that are noise, with XLA. The floor of an
-iteration is the larger of two times: to move its arrays once, at the rate at which this
-machine copies an array of that size, and to do its matrix products, at the rate of a
-large one. Against SciPy's sparse factorisation of the same operator, for one image.
+On crops of photographs with noise as gradients, with XLA. The floor of an iteration is
+the longer of two times: to move its arrays once, at the rate of a copy of that size,
+and to do its matrix products, at the rate of a large one. For comparison, SciPy
+factorises the same sparse operator for one image.
 
-    python -m benchmarks.recoloring_solve [--rounds N] [--sizes 32 64 224]
+    python -m benchmarks.recoloring_solve [--rounds N] [--sizes 32 64 224] [--small]
 """
 
 import argparse
 import functools
 import time
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import scipy.sparse
@@ -23,48 +25,53 @@ from keras_structadv.operators import EdgePreserving
 from keras_structadv.solvers import solve_edge_preserving
 
 BATCH = {32: 128, 64: 64, 224: 16}
-# Numbers read and written in an iteration, for each number of the fields: the product
-# with the operator 3 + 2/3 and 1 (two directions and the field, two ties of a third),
-# three updates of 2 and 1, the preconditioner 2 (residual twice) + 1 (diagonal) and 1.
-# The inner products are free where they are taken on the way.
+# Numbers read and written in an iteration, for each number of the fields:
+# the product with the operator 3 + 2/3 and 1 (two directions and the field, two ties of
+# a third), three updates of 2 and 1, the preconditioner 2 (residual twice) + 1
+# (diagonal) and 1. Inner products are free, since their factors are read anyway.
 MOVED = 3 + 2 / 3 + 1 + 3 * 3 + 3 + 1
 
 
-def solve(images, rhs, rtol, iterations):
-    """Returns the solution and the iterations of each image."""
+def solve(images: Any, rhs: Any, rtol: float, iterations: int) -> tuple[Any, Any]:
+    """The solution and the iterations of each image."""
     x, info = solve_edge_preserving(
         EdgePreserving(images), rhs, rtol=rtol, max_iterations=iterations
     )
     return x, info.iterations
 
 
-def repeated(body, start, times: int = 20):
-    """Returns a call that runs `body` so many times inside one kernel."""
+def repeated(body: Callable, start: Any, times: int = 20) -> Callable[[], object]:
+    """A call that runs `body` many times inside one kernel."""
 
-    def loop(x):
+    def loop(x: Any) -> Any:
         return tf.while_loop(lambda i, x: i < times, lambda i, x: (i + 1, body(x)), x)
 
     return compiled(loop, (0, start))
 
 
-def there_and_back(tall, wide):
-    """Returns one axis to half of its frequencies, and back."""
+def there_and_back(tall: Any, wide: Any) -> Any:
+    """Transforms one axis to half of its frequencies, and back."""
     return tf.matmul(tall, tf.matmul(tall, wide), transpose_a=True)
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--sizes", type=int, nargs="+", default=list(BATCH))
-    options = parser.parse_args()
+    parser.add_argument(
+        "--sizes", type=int, nargs="+", default=list(BATCH), choices=BATCH
+    )
+    parser.add_argument("--small", action="store_true", help="4 images, one round")
+    options = parser.parse_args(arguments)
+    if options.small:
+        options.rounds, options.sizes = 1, [min(BATCH)]
     print(f"\n{machine()}; median of {options.rounds} rounds, with XLA")
     print(
         "| images | solve | iterations, mean and most | an iteration | moving alone "
         "| products alone | of the floor | SciPy, an image |\n" + "|---" * 8 + "|"
     )
     for size in options.sizes:
-        batch = BATCH[size]
+        batch = 4 if options.small else BATCH[size]
         (images, _), _ = ksa.datasets.load_photographs(size, -(-batch // 10))
         order = np.random.default_rng(0).permutation(len(images))[:batch]
         images = tf.constant(images[order] / 255, "float32")
@@ -83,7 +90,7 @@ def main() -> None:
         middle = {name: np.median(values) for name, values in seconds.items()}
         each = np.median(seconds["long"] - seconds["short"]) / 10
         moving = MOVED * middle["copy"] / 20 / 2
-        # Along one axis the whole array, along the other the half that is left.
+        # The whole array along one axis, the remaining half along the other.
         products = 1.5 * middle["product"] / 20
         iterations = calls["solve"]()[1]
 

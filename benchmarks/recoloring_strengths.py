@@ -1,48 +1,49 @@
 """Chooses the magnitude of each recolouring row of the demo, on the validation set.
 
-Trains on colour glyphs with each magnitude, and prints the accuracies on typefaces that
-neither training nor test set has, in the same and in unseen colours.
+Trains on colour glyphs with each magnitude. Prints the accuracies on the validation
+set, whose typefaces are in neither training nor test set, in the same and in unseen
+colours.
 
-    python -m benchmarks.recoloring_strengths [--seeds 4] [--rows ROW ...]
+    python -m benchmarks.recoloring_strengths [--seeds 4] [--rows ROW ...] [--small]
 """
 
 import argparse
 import functools
-import os
 
-import numpy as np
-
-from benchmarks.demo import DATA, train
+from benchmarks.demo import RECOLORING_ROWS, cell_of, workers
+from experiments.runs import run_all, train
 from experiments.table import mean_and_error
-from experiments.train import run_all
 
-TASK = DATA["colour-glyphs"]
-VALIDATION = TASK._replace(load=functools.partial(TASK.load, held_out="validation"))
 MAGNITUDES = (0.2, 0.3, 0.5, 0.7)
 
 
-def measure(job):
-    """Returns the validation accuracies of a job, `(row, magnitude, seed)`."""
+def measure(job: tuple[str, float, int], smoke: bool = False) -> dict[str, float]:
+    """Trains a job, `(row, magnitude, seed)`; returns its validation accuracies."""
     row, magnitude, seed = job
-    return train(VALIDATION, row, seed, magnitude)[1]
+    cell = cell_of("colour-glyphs", row, f"recoloring.magnitude={magnitude}")
+    return train(cell, seed, held_out="validation", smoke=smoke)[1]["accuracy"]
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Trains and prints the table."""
-    rows = [row for row in TASK.rows if row != "none"]
+    rows = [row for row in RECOLORING_ROWS if row != "none"]
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--rows", nargs="+", default=rows, choices=rows)
-    options = parser.parse_args()
-    seeds = range(options.seeds)
-    jobs = [(r, m, s) for s in seeds for r in options.rows for m in MAGNITUDES]
-    results = dict(run_all(jobs, measure, workers=os.cpu_count() or 1))
+    parser.add_argument("--small", action="store_true", help="two steps, one magnitude")
+    options = parser.parse_args(arguments)
+    magnitudes, seeds = MAGNITUDES, range(options.seeds)
+    if options.small:
+        magnitudes, seeds = MAGNITUDES[:1], range(1)
+    jobs = [(r, m, s) for s in seeds for r in options.rows for m in magnitudes]
+    smallest = functools.partial(measure, smoke=options.small)
+    results = dict(run_all(jobs, smallest, **workers(options.small)))
     print("\n| augmentation | magnitude | same colours | unseen colours |")
     print("|---|---|---|---|")
     for row in options.rows:
-        for magnitude in MAGNITUDES:
-            values = np.array([results[row, magnitude, seed] for seed in seeds])
-            cells = [mean_and_error(column, "{:.4f}") for column in values.T]
+        for magnitude in magnitudes:
+            found = [results[row, magnitude, seed] for seed in seeds]
+            cells = [mean_and_error((x[k] for x in found), "{:.4f}") for k in found[0]]
             print(f"| {row} | {magnitude} | {cells[0]} | {cells[1]} |")
 
 

@@ -1,22 +1,23 @@
 """Whether a recolouring keeps contours, and raises the loss all the same.
 
-Small CNNs are trained to tell ten photographs apart, by 64x64 crops of their left
-halves. Crops of the right halves are changed by a root mean square of 0.08: along the
-raw gradient, by the paper's own operator (coherence=0, damped), by ours, and by ours
-with noise in the place of the gradient. Contours are kept if what the change adds to
-the slopes of the image lies on its edges.
+Small CNNs learn to tell ten photographs apart, by 64x64 crops of their left halves.
+Crops of the right halves are then changed by a root mean square of 0.08: along the raw
+gradient, by the paper's own operator (coherence=0, damped), by ours, and by ours with
+noise in the place of the gradient. A change keeps contours if its slopes lie on the
+edges of the image.
 
-    python -m benchmarks.recoloring_structure [--models 5] [--picture FILE]
+    python -m benchmarks.recoloring_structure [--models 5] [--picture FILE] [--small]
 """
 
 import argparse
+from typing import Any
 
 import keras
 import numpy as np
 from keras import layers
 
 import keras_structadv as ksa
-from experiments.models import small_cnn
+from experiments.models import confidences, small_cnn
 from experiments.table import mean_and_error
 from keras_structadv.datasets import PHOTOGRAPHS
 
@@ -24,9 +25,9 @@ MAGNITUDE = 0.08
 PICTURED = ("chelsea", "coffee", "motorcycle", "china")
 
 
-def train(seed: int) -> keras.Model:
-    """Returns a model that tells the photographs apart."""
-    (x, y), _ = ksa.datasets.load_photographs(crops=100, seed=seed)
+def train(seed: int, crops: int = 100, epochs: int = 10) -> keras.Model:
+    """Trains a model to tell the photographs apart."""
+    (x, y), _ = ksa.datasets.load_photographs(crops=crops, seed=seed)
     keras.utils.set_random_seed(seed)
     model = small_cnn(x.shape[1:], len(PHOTOGRAPHS), head=layers.GlobalAveragePooling2D)
     model.compile(
@@ -34,19 +35,19 @@ def train(seed: int) -> keras.Model:
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
     )
-    model.fit(x, y, 50, 10, verbose=0)
+    model.fit(x, y, 50, epochs, verbose=0)
     return model
 
 
 def squared_slope(fields: np.ndarray) -> np.ndarray:
-    """Returns the squared slope at each pixel, over all channels."""
+    """The squared slope at each pixel, summed over the channels."""
     down = np.square(np.diff(fields, axis=1)).sum(axis=-1)[:, :, :-1]
     right = np.square(np.diff(fields, axis=2)).sum(axis=-1)[:, :-1]
     return down + right
 
 
 def share_on_edges(images: np.ndarray, changes: np.ndarray) -> np.ndarray:
-    """Returns how much of a change's squared slope is on the fifth with most edges."""
+    """Share of a change's squared slope on the fifth of the pixels with most edge."""
     edges = squared_slope(images.astype("float64"))
     strongest = edges >= np.quantile(edges, 0.8, axis=(1, 2), keepdims=True)
     slopes = squared_slope(changes)
@@ -54,9 +55,9 @@ def share_on_edges(images: np.ndarray, changes: np.ndarray) -> np.ndarray:
 
 
 def changes_of(x: np.ndarray, gradients: np.ndarray) -> dict[str, np.ndarray]:
-    """Returns the changes that are compared, all of the same size."""
+    """The changes to compare, all of the same size."""
 
-    def recolor(direction, **arguments):
+    def recolor(direction: np.ndarray, **arguments: Any) -> np.ndarray:
         return np.asarray(
             ksa.adversarial_recoloring(
                 x, direction, magnitude=MAGNITUDE, rtol=0.01, **arguments
@@ -73,10 +74,18 @@ def changes_of(x: np.ndarray, gradients: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
-def measure(seed: int, picture: str | None = None) -> dict[str, np.ndarray]:
-    """Returns, for one model, the mean of each photograph in each column."""
-    model = train(seed)
-    _, (x, y) = ksa.datasets.load_photographs(crops=20, seed=seed)
+def measure(
+    seed: int, picture: str | None = None, small: bool = False
+) -> dict[str, np.ndarray]:
+    """The mean of each photograph in each column, for one model.
+
+    Args:
+        seed: seed of the crops and of the model.
+        picture: file to write the picture to.
+        small: whether to take one crop of each photograph and one epoch.
+    """
+    model = train(seed, crops=1, epochs=1) if small else train(seed)
+    _, (x, y) = ksa.datasets.load_photographs(crops=1 if small else 20, seed=seed)
     x = x.astype("float32")
     accuracy = model.evaluate(x, y, 100, verbose=0)[1]
     print(f"model {seed}: accuracy on the right halves {accuracy:.3f}", flush=True)
@@ -84,7 +93,7 @@ def measure(seed: int, picture: str | None = None) -> dict[str, np.ndarray]:
     changes = changes_of(x, gradients)
     entropy = keras.losses.SparseCategoricalCrossentropy(True, reduction="none")
 
-    def losses(images):
+    def losses(images: np.ndarray) -> np.ndarray:
         return np.asarray(entropy(y, model.predict(images, 100, verbose=0)))
 
     before = losses(x)
@@ -98,14 +107,16 @@ def measure(seed: int, picture: str | None = None) -> dict[str, np.ndarray]:
     return {k: v.reshape(len(PHOTOGRAPHS), -1).mean(axis=1) for k, v in columns.items()}
 
 
-def main() -> None:
-    """Prints the table and, if asked for, draws the picture."""
+def main(arguments: list[str] | None = None) -> None:
+    """Prints the table and draws the picture if asked to."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", type=int, default=5)
     parser.add_argument("--picture", help="file to write the picture to")
-    options = parser.parse_args()
+    parser.add_argument("--small", action="store_true", help="one model, ten crops")
+    options = parser.parse_args(arguments)
+    options.models = 1 if options.small else options.models
     results = [
-        measure(seed, options.picture if seed == 0 else None)
+        measure(seed, options.picture if seed == 0 else None, options.small)
         for seed in range(options.models)
     ]
     print(f"\nmean over {options.models} models; changes of RMS {MAGNITUDE}")
@@ -123,11 +134,17 @@ def main() -> None:
         print(f"loss, ours minus {other}:", mean_and_error(difference, "{:+.2f}"))
 
 
-def draw(model, x, y, gradients, changes, path) -> None:
-    """Draws, of four photographs, the crop that lost most of its confidence."""
-    softmax = keras.Sequential([model, layers.Softmax()])
+def draw(
+    model: keras.Model,
+    x: np.ndarray,
+    y: np.ndarray,
+    gradients: np.ndarray,
+    changes: np.ndarray,
+    path: str,
+) -> None:
+    """Draws the crop of four photographs that lost most confidence."""
     changed = np.clip(x + changes, 0, 255)
-    before, after = (softmax.predict(v, 100, verbose=0) for v in (x, changed))
+    before, after = (confidences(model, v) for v in (x, changed))
     place = np.arange(len(y))
     fall = np.where(before.argmax(axis=1) == y, before[place, y] - after[place, y], -1)
     chosen = [

@@ -1,14 +1,15 @@
-"""The cosine solve and the warp against what one would use instead.
+"""Times the cosine solve and the warp against their alternatives.
 
-The solve of eq. 15 against the explicit inverse of the paper's Algorithm 1 and against
-SciPy's sparse factorisation; the warp against `keras.ops.image.map_coordinates`. Every
-call in turn in one process, medians over the rounds.
+The solve of eq. 15 against the explicit inverse of the paper's Algorithm 1 and SciPy's
+sparse factorisation; the warp against `keras.ops.image.map_coordinates`. All calls run
+in turn in one process; times are medians over the rounds.
 
-    python -m benchmarks.solve_and_warp [--rounds N] [--sizes 32 96 224 512]
+    python -m benchmarks.solve_and_warp [--rounds N] [--sizes 32 96 224 512] [--small]
 """
 
 import argparse
 import time
+from typing import Any
 
 import numpy as np
 import scipy.sparse
@@ -26,7 +27,7 @@ SMOOTHNESS = 100.0
 
 
 def solves(size: int, batch: int) -> tuple[dict, dict]:
-    """Returns the calls to time, and the seconds that their operators took to make."""
+    """The calls to time, and the seconds to build their operators, by name."""
     operator = ScreenedPoisson(size, size, SMOOTHNESS)
     rng = np.random.default_rng(0)
     # d_y and d_x of each image are two systems.
@@ -47,15 +48,15 @@ def solves(size: int, batch: int) -> tuple[dict, dict]:
     calls["scipy splu"] = lambda: factors.solve(flat)
     if 4 * operator.size**2 <= DENSE_LIMIT:
         start = time.perf_counter()
-        solve_dense(operator, given[:1])  # makes the inverse and keeps it
+        solve_dense(operator, given[:1])  # builds and caches the inverse
         build["dense inverse"] = time.perf_counter() - start
-        # Eager: in a graph the inverse would be a constant of hundreds of megabytes.
+        # Eager: a graph would hold the inverse as a constant of hundreds of MB.
         calls["dense inverse"] = lambda: solve_dense(operator, given).numpy()
     return calls, build
 
 
-def map_coordinates(images, flow):
-    """Returns the warp by Keras' own function, one channel at a time."""
+def map_coordinates(images: Any, flow: Any) -> Any:
+    """The warp by Keras' own function, one channel at a time."""
     batch, height, width, channels = images.shape
     y = ops.arange(height, dtype="float32")[:, None] - flow[..., 0]
     x = ops.arange(width, dtype="float32")[None, :] - flow[..., 1]
@@ -71,7 +72,7 @@ def map_coordinates(images, flow):
 
 
 def warps(size: int, batch: int) -> dict:
-    """Returns the calls to time."""
+    """The calls to time, by name; checks that both warps agree."""
     rng = np.random.default_rng(0)
     images = tf.constant(rng.uniform(size=(batch, size, size, 3)), "float32")
     flow = tf.constant(rng.normal(size=(batch, size, size, 2)), "float32")
@@ -100,19 +101,25 @@ def report(calls: dict, build: dict, base: str, rounds: int, place: str) -> None
         )
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--sizes", type=int, nargs="+", default=list(BATCH))
-    options = parser.parse_args()
+    parser.add_argument(
+        "--sizes", type=int, nargs="+", default=list(BATCH), choices=BATCH
+    )
+    parser.add_argument("--small", action="store_true", help="4 images, one round")
+    options = parser.parse_args(arguments)
+    if options.small:
+        options.rounds, options.sizes = 1, [min(BATCH)]
     print(f"\n{machine()}; median of {options.rounds} rounds\n")
     print("| images | what | a batch | ratio | to build |\n|---|---|---|---|---|")
     for size in options.sizes:
-        place = f"{size}x{size} x {BATCH[size]}"
-        calls, build = solves(size, BATCH[size])
+        batch = 4 if options.small else BATCH[size]
+        place = f"{size}x{size} x {batch}"
+        calls, build = solves(size, batch)
         report(calls, build, "dct", options.rounds, place)
-        report(warps(size, BATCH[size]), {}, "warp", options.rounds, place)
+        report(warps(size, batch), {}, "warp", options.rounds, place)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
 """What adversarial augmentation adds to a training step.
 
-A small ResNet on 32x32x3 crops of photographs, batch 128; every variant in turn in one
-process, the median over the rounds of its ratio to the plain step of the same round.
+A small ResNet on 32x32x3 crops of photographs, batch 128. Each variant is a model of
+its own with the same initial weights, and takes the training steps of `fit`. All
+variants run in turn in one process. Each row is the median over the rounds of the ratio
+to the plain step of the same round.
 
-    python -m benchmarks.step_overhead [--rounds N] [--only SUBSTRING]
+    python -m benchmarks.step_overhead [--rounds N] [--only SUBSTRING] [--small]
 """
 
 import argparse
@@ -15,12 +17,13 @@ from keras import layers
 
 import keras_structadv as ksa
 from benchmarks.timing import interleave, machine, ratios
+from benchmarks.training_step import Batch, fit_step, prepare, repeated
 
 BATCH = 128
 
 
-def small_resnet() -> keras.Model:
-    """Returns a ResNet with three stages of one residual block each."""
+def small_resnet(kind: type[keras.Model] = keras.Model) -> keras.Model:
+    """A ResNet of three stages with one residual block each, of class `kind`."""
     inputs = keras.Input((32, 32, 3))
     x = layers.Rescaling(1 / 255)(inputs)
     x = layers.Conv2D(32, 3, padding="same", use_bias=False)(x)
@@ -38,43 +41,46 @@ def small_resnet() -> keras.Model:
         x = layers.Add()([x, y])
     x = layers.ReLU()(layers.BatchNormalization()(x))
     x = layers.GlobalAveragePooling2D()(x)
-    return keras.Model(inputs, layers.Dense(10)(x))
+    return kind(inputs, layers.Dense(10)(x))
 
 
-def variants() -> dict:
-    """Returns, by name, functions `(images, labels) -> results` of one step."""
-    model = small_resnet()
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(keras.optimizers.SGD(0.01, momentum=0.9), loss)
-    model.optimizer.build(model.trainable_variables)
+class GradientOnly(keras.Model):
+    """Computes the gradient of every image before each plain step."""
 
-    def plain(images, labels):
-        return model.train_step((images, labels))
-
-    def gradient_only(images, labels):
-        gradients = ksa.per_image_gradients(model, images, labels)
-        # Whatever uses the gradient has to wait for it. Without this the two passes
-        # would run at the same time, and seem cheaper than they can be.
+    def train_step(self, data: tuple) -> dict:
+        """Logs the size of the gradient, so that no compiler drops it."""
+        images, labels = data
+        gradients = ksa.per_image_gradients(self, images, labels)
+        # Augmentation has to wait for the gradient. Without this dependency the two
+        # passes would overlap and cost less than any augmentation can.
         with tf.control_dependencies([gradients]):
             images = tf.identity(images)
-        return plain(images, labels), gradients
+        logs = super().train_step((images, labels))
+        return {**logs, "gradient": tf.reduce_sum(tf.abs(gradients))}
 
-    def augmented(layer, gradient):
-        callback = ksa.AdversarialTraining(layer.bind(model), gradient=gradient)
-        callback.set_params({})
-        callback.set_model(model)
-        callback.on_train_begin()
-        step = callback.augmented(model.train_step)
-        return lambda images, labels: step((images, labels))
 
-    def keras_layer(layer):
-        return lambda images, labels: plain(layer(images, training=True), labels)
+def behind(layer: layers.Layer) -> type[keras.Model]:
+    """A class of models that augment the images with a layer in the train step."""
 
+    class Behind(keras.Model):
+        def train_step(self, data: tuple) -> dict:
+            images, labels = data
+            return super().train_step((layer(images, training=True), labels))
+
+    return Behind
+
+
+def variants() -> dict[str, tuple[type[keras.Model], keras.callbacks.Callback]]:
+    """The class of the model and the callback of each variant, by name."""
+    plain = keras.callbacks.Callback
     return {
-        "plain": plain,
-        "gradient only": gradient_only,
+        "plain": (keras.Model, plain()),
+        "gradient only": (GradientOnly, plain()),
         **{
-            f"{name}, rate {rate:g}{suffix}": augmented(kind(rate=rate), gradient)
+            f"{name}, rate {rate:g}{suffix}": (
+                keras.Model,
+                ksa.AdversarialTraining(kind(rate=rate), gradient=gradient),
+            )
             for name, kind in (
                 ("flow", ksa.AdversarialFlow),
                 ("recolouring", ksa.AdversarialRecoloring),
@@ -82,44 +88,81 @@ def variants() -> dict:
             for gradient, suffix in (("fresh", ""), ("reuse", ", reused gradients"))
             for rate in (1.0, 0.5)
         },
-        "keras RandomElasticTransform": keras_layer(layers.RandomElasticTransform()),
-        "keras RandAugment": keras_layer(layers.RandAugment()),
+        "keras RandomElasticTransform": (
+            behind(layers.RandomElasticTransform()),
+            plain(),
+        ),
+        "keras RandAugment": (behind(layers.RandAugment()), plain()),
     }
 
 
-def measure(jit_compile: bool, rounds: int, only: str) -> dict[str, np.ndarray]:
-    """Returns the seconds of each variant that runs, in each round."""
-    (images, labels), _ = ksa.datasets.load_photographs(32, crops=-(-BATCH // 10))
-    order = np.random.default_rng(0).permutation(len(images))[:BATCH]
-    images = tf.constant(images[order], "float32")
-    labels = tf.constant(labels[order])
-    calls = {}
-    for name, step in variants().items():
+class Step:
+    """The training step of a variant in its second epoch, where gradients are reused.
+
+    Args:
+        kind: the class of the model.
+        callback: the callback.
+        weights: initial weights.
+        batch: images and labels, the same for every step.
+        jit_compile: whether XLA compiles the step.
+    """
+
+    def __init__(
+        self,
+        kind: type[keras.Model],
+        callback: keras.callbacks.Callback,
+        weights: list[np.ndarray],
+        batch: Batch,
+        jit_compile: bool,
+    ):
+        model = small_resnet(kind)
+        model.set_weights(weights)
+        self.step = fit_step(prepare(model, batch, jit_compile), callback)
+        self.iterator = repeated(batch)
+        for _ in range(2):  # compiles, and stores the gradients to reuse
+            self()
+        callback.on_epoch_begin(1)
+
+    def __call__(self) -> None:
+        """Trains on the batch once."""
+        self.logs = self.step(self.iterator)
+
+
+def measure(
+    jit_compile: bool, rounds: int, only: str, size: int = BATCH
+) -> dict[str, np.ndarray]:
+    """The seconds of each variant in each round; prints which do not compile."""
+    (images, labels), _ = ksa.datasets.load_photographs(32, crops=-(-size // 10))
+    order = np.random.default_rng(0).permutation(len(images))[:size]
+    batch = images[order].astype("float32"), labels[order]
+    weights = small_resnet().get_weights()
+    steps = {}
+    for name, (kind, callback) in variants().items():
         if only not in name and name not in ("plain", "gradient only"):
             continue
-        compiled = tf.function(step, jit_compile=jit_compile)
         try:
-            compiled(images, labels)
+            steps[name] = Step(kind, callback, weights, batch, jit_compile)
         except tf.errors.OpError as error:
             print(f"{name}: {str(error).splitlines()[0][:100]}")
-            continue
-        calls[name] = lambda f=compiled: keras.tree.map_structure(
-            np.asarray, f(images, labels)
-        )
-    return interleave(calls, rounds)
+    seconds = interleave(steps, rounds)
+    for name, step in steps.items():
+        hits = step.logs.get("gradient_hit_rate", 1.0)
+        assert hits == 1, f"{name}: only {hits} of the images had a gradient to reuse"
+    return seconds
 
 
-def main() -> None:
-    """Prints the table."""
+def main(arguments: list[str] | None = None) -> None:
+    """Prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--only", default="", help="steps whose name contains it")
-    options = parser.parse_args()
-    rounds = options.rounds
-    print(f"\n{machine()}; batch {BATCH}, 32x32x3")
+    parser.add_argument("--small", action="store_true", help="4 images, one round")
+    options = parser.parse_args(arguments)
+    rounds, size = (1, 4) if options.small else (options.rounds, BATCH)
+    print(f"\n{machine()}; batch {size}, 32x32x3")
     print(f"Ratio within a round: median of {rounds} rounds (quartile range)")
     for jit_compile in (False, True):
-        seconds = measure(jit_compile, rounds, options.only)
+        seconds = measure(jit_compile, rounds, options.only, size)
         plain = ratios(seconds, "plain")
         gradient = ratios(seconds, "gradient only")
         print(

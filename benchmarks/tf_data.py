@@ -1,13 +1,14 @@
-"""What an adversarial layer costs in a `tf.data` pipeline, and in the train step.
+"""What an adversarial layer costs in a `tf.data` pipeline and in the train step.
 
-The small ResNet of `step_overhead`, crops of photographs, 32x32x3, batch 128, flow and
-recolouring at half of the images. An epoch of each variant in turn in one process; the
-median over the rounds of its ratio to the plain epoch of the same round.
+The small ResNet of `step_overhead` on 32x32x3 crops of photographs, batch 128; flow and
+recolouring of half of the images. Epochs of all variants run in turn in one process.
+Each row is the median over the rounds of the ratio to the plain epoch of that round.
 
-    python -m benchmarks.tf_data [--rounds N] [--batches N]
+    python -m benchmarks.tf_data [--rounds N] [--batches N] [--small]
 """
 
 import argparse
+from collections.abc import Callable
 
 import keras
 import numpy as np
@@ -16,80 +17,87 @@ import tensorflow as tf
 import keras_structadv as ksa
 from benchmarks.step_overhead import BATCH, small_resnet
 from benchmarks.timing import interleave, machine, ratios
+from benchmarks.training_step import fit_step, prepare
 
 
-def epochs(batches: int) -> dict:
-    """Returns, by name, functions that go through the data once."""
-    count = BATCH * batches
+def load(batches: int, size: int) -> tf.data.Dataset:
+    """Batches of images and labels, cached in memory."""
+    count = size * batches
     (images, labels), _ = ksa.datasets.load_photographs(32, crops=-(-count // 10))
     order = np.random.default_rng(0).permutation(len(images))[:count]
     data = tf.data.Dataset.from_tensor_slices((images[order], labels[order]))
-    data = data.batch(BATCH).cache()
-    model = small_resnet()
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(keras.optimizers.SGD(0.01, momentum=0.9), loss)
-    model.optimizer.build(model.trainable_variables)
+    return data.batch(size).cache()
 
-    def train(step, data):
-        step = tf.function(step)
 
-        def epoch():
-            for x, y in data:
-                logs = step(x, y)
-            return keras.tree.map_structure(np.asarray, logs)
+def read(data: tf.data.Dataset) -> Callable[[], None]:
+    """An epoch that only reads the data."""
 
-        return epoch
+    def epoch() -> None:
+        for x, _ in data:
+            x.numpy()
 
-    def read(data):
-        def epoch():
-            for x, _ in data:
-                x.numpy()
+    return epoch
 
-        return epoch
 
-    def plain(x, y):
-        return model.train_step((x, y))
+def train(
+    model: keras.Model, data: tf.data.Dataset, callback: keras.callbacks.Callback
+) -> Callable[[], None]:
+    """An epoch of training with a callback."""
+    step = fit_step(model, callback)
+    batches = int(data.cardinality())
 
-    def in_step(layer, gradient):
-        callback = ksa.AdversarialTraining(layer.bind(model), gradient=gradient)
-        callback.set_params({})
-        callback.set_model(model)
-        callback.on_train_begin()
-        callback.on_epoch_begin(0)
-        step = callback.augmented(model.train_step)
-        return train(lambda x, y: step((x, y)), data)
+    def epoch() -> None:
+        callback.on_epoch_begin(1)
+        iterator = iter(data)
+        for _ in range(batches):
+            step(iterator)
 
-    def mapped(layer):
-        layer.bind(model, snapshot=True)
-        augmented = data.map(layer, num_parallel_calls=tf.data.AUTOTUNE).prefetch(2)
-        trained = train(plain, augmented)
+    return epoch
 
-        def epoch():
-            layer.binding.snapshot.refresh()
-            return trained()
 
-        return read(augmented), epoch
+def epochs(batches: int, size: int) -> dict[str, Callable[[], None]]:
+    """Functions that run one epoch of each variant, by name."""
+    data = load(batches, size)
+    first = tuple(x.numpy() for x in next(iter(data)))
+    weights = small_resnet().get_weights()
 
-    calls = {"reading the data": read(data), "plain": train(plain, data)}
+    def model() -> keras.Model:
+        made = small_resnet()
+        made.set_weights(weights)
+        return prepare(made, first)
+
+    calls = {
+        "reading the data": read(data),
+        "plain": train(model(), data, keras.callbacks.Callback()),
+    }
     for name, kind in (
         ("flow", ksa.AdversarialFlow),
         ("recolouring", ksa.AdversarialRecoloring),
     ):
-        calls[f"{name}, map alone"], calls[f"{name}, map"] = mapped(kind())
-        calls[f"{name}, callback"] = in_step(kind(), "fresh")
-        calls[f"{name}, callback, reused"] = in_step(kind(), "reuse")
+        trained = model()
+        layer = kind().bind(trained, snapshot=True)
+        mapped = data.map(layer, num_parallel_calls=tf.data.AUTOTUNE).prefetch(2)
+        calls[f"{name}, map alone"] = read(mapped)
+        calls[f"{name}, map"] = train(trained, mapped, ksa.RefreshSnapshot(layer))
+        for gradient, suffix in (("fresh", ""), ("reuse", ", reused")):
+            callback = ksa.AdversarialTraining(kind(), gradient=gradient)
+            calls[f"{name}, callback{suffix}"] = train(model(), data, callback)
     return calls
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--batches", type=int, default=10)
-    options = parser.parse_args()
-    seconds = interleave(epochs(options.batches), options.rounds)
-    count = BATCH * options.batches
-    print(f"\n{machine()}; epochs of {options.batches} batches of {BATCH}, 32x32x3")
+    parser.add_argument("--small", action="store_true", help="4 images, one round")
+    options = parser.parse_args(arguments)
+    size = BATCH
+    if options.small:
+        size, options.batches, options.rounds = 4, 1, 1
+    seconds = interleave(epochs(options.batches, size), options.rounds)
+    count = size * options.batches
+    print(f"\n{machine()}; epochs of {options.batches} batches of {size}, 32x32x3")
     print(f"Median of {options.rounds} rounds (quartile range of the ratio)\n")
     print("| epoch | images a second | time, to plain |\n|---|---|---|")
     for name, (ratio, spread) in ratios(seconds, "plain").items():

@@ -1,4 +1,4 @@
-"""Interleaved timing: what every benchmark here reports is a ratio of medians."""
+"""Interleaved timing: every benchmark reports ratios within a round."""
 
 import platform
 import time
@@ -9,7 +9,7 @@ import numpy as np
 
 
 def machine() -> str:
-    """Returns one line that names the processor and the versions."""
+    """One line with the processor and the versions."""
     name = platform.processor() or platform.machine()
     try:
         with open("/proc/cpuinfo") as lines:
@@ -27,15 +27,15 @@ def machine() -> str:
 def interleave(
     calls: dict[str, Callable[[], object]], rounds: int, warmup: int = 2
 ) -> dict[str, np.ndarray]:
-    """Returns the seconds of each call in each round, all calls in turn in a round.
+    """Times all calls in turn, round after round.
 
     Args:
-        calls: functions that return only once their work is done.
+        calls: functions that return when their work is done.
         rounds: rounds that count.
-        warmup: rounds before, in which functions are traced and compiled.
+        warmup: rounds before, for tracing and compiling.
 
     Returns:
-        For each name, float64, (rounds,).
+        Seconds of each call, float64, (rounds,), by name.
     """
     seconds = {name: [] for name in calls}
     for number in range(warmup + rounds):
@@ -48,9 +48,9 @@ def interleave(
 
 
 def ratios(seconds: dict[str, np.ndarray], base: str) -> dict[str, tuple[float, float]]:
-    """Returns for each name the median and quartile range of its ratio to `base`.
+    """Median and quartile range of the ratio of each call to `base`, by name.
 
-    The ratio is taken within each round, so that a slow phase of the machine cancels.
+    Ratios within a round cancel slow phases of the machine.
     """
     result = {}
     for name, values in seconds.items():
@@ -62,7 +62,7 @@ def ratios(seconds: dict[str, np.ndarray], base: str) -> dict[str, tuple[float, 
 def compiled(
     function: Callable, *inputs: object, jit_compile: bool = True
 ) -> Callable[[], object]:
-    """Returns a call that runs the compiled function and waits for its results."""
+    """A call that runs the compiled TensorFlow function and waits for its results."""
     import tensorflow as tf
 
     graph = tf.function(function, jit_compile=jit_compile)

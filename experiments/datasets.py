@@ -1,4 +1,4 @@
-"""The data sets of the experiments, all through one function, `load`."""
+"""The data sets of the experiments; `load` returns each of them."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -13,17 +13,17 @@ Sets = dict[str, Arrays]
 
 
 class Description(NamedTuple):
-    """What has to be known of a data set before it is loaded.
+    """Properties of a data set that are needed before it is loaded.
 
     Attributes:
         shape: height, width and channels.
-        classes: how many.
-        train_size: images in the training set, the validation set among them.
+        classes: number of classes.
+        train_size: images in the training set, including any validation images.
         test_size: images in the test set.
-        flip: whether a mirrored image is still one of its class.
-        padding: pixels of the zero-padding before a random crop.
+        flip: whether a mirrored image keeps its class.
+        padding: zero-padding before a random crop, in pixels.
         cutout: side of the square that cutout erases, in pixels.
-        fill: grey level of what a geometric operation of a policy moves in.
+        fill: grey level beyond the border, for the geometric operations of a policy.
     """
 
     shape: tuple[int, int, int]
@@ -40,8 +40,10 @@ DESCRIPTIONS = {
     "cifar10": Description((32, 32, 3), 10, 50000, 10000, True, 4, 16, 128.0),
     "cifar100": Description((32, 32, 3), 100, 50000, 10000, True, 4, 16, 128.0),
     "stl10": Description((96, 96, 3), 10, 5000, 8000, True, 12, 16, 128.0),
-    # Digits and characters: not mirrored; the rest in proportion to their size.
+    # Digits and characters are not mirrored; padding and cutout follow their size.
     "digits": Description((16, 16, 1), 10, 200, 800, False, 2, 8, 0.0),
+    "digits-100": Description((16, 16, 1), 10, 100, 800, False, 2, 8, 0.0),
+    "digits-500": Description((16, 16, 1), 10, 500, 800, False, 2, 8, 0.0),
     "glyphs": Description((28, 28, 1), 47, 282, 423, False, 3, 14, 0.0),
     "colour-glyphs": Description((28, 28, 3), 47, 1128, 470, False, 3, 14, 128.0),
 }
@@ -50,29 +52,28 @@ DESCRIPTIONS = {
 def load(
     name: str, seed: int = 0, held_out: str = "test", made_up: bool = False
 ) -> tuple[Arrays, Sets]:
-    """Returns a training set, and the sets to measure on.
+    """Loads a training set and the sets to measure on.
 
-    CIFAR and STL-10 have a test set of their own; a tenth of the training images,
-    chosen by the seed, is the validation set, and is trained on only where the test set
-    is asked for. Of the digits and glyphs a fixed part is the test set, and the seed
-    divides the rest into training and validation. For the colour glyphs the seed
-    chooses palettes and typefaces, so that one seed tests on typefaces that another
-    validates on, in other colours.
+    - CIFAR and STL-10 have their own test set. The seed chooses a tenth of the training
+      images for validation; with `held_out="test"` they are trained on as well.
+    - Digits and glyphs: a fixed part is the test set. The seed splits the rest into
+      training and validation.
+    - Colour glyphs: the seed chooses palettes and typefaces. Typefaces that one seed
+      validates on, another seed tests on, in other colours.
 
     Args:
         name: one of `DESCRIPTIONS`.
         seed: seed of the split.
         held_out: `"test"` or `"validation"`.
-        made_up: whether to take noise of the right form in the place of what would have
-            to be downloaded, 20 images of it.
+        made_up: whether to return 20 images of noise instead of downloading data.
 
     Returns:
         `(x, y), {name: (x, y)}`: images uint8, (n, height, width, channels), 0 to 255;
         labels int32, (n,). Most data sets have one set to measure on, named `""`.
 
     Raises:
-        ValueError: if an argument is none of those above.
-        RuntimeError: if a data set cannot be downloaded.
+        ValueError: if `name` or `held_out` is unknown.
+        RuntimeError: if the download fails.
     """
     if name not in DESCRIPTIONS:
         raise ValueError(f"Received data={name!r}. Pass one of {list(DESCRIPTIONS)}.")
@@ -81,15 +82,15 @@ def load(
             f'Received held_out={held_out!r}. Pass "test" or "validation".'
         )
     if name in _EMBEDDED:
-        return _EMBEDDED[name](seed, held_out)
+        return _EMBEDDED[name](name, seed, held_out)
     source = _noise if made_up else _SOURCES[name]
     try:
         train, test = source(name)
-    except Exception as error:  # each source fails in ways of its own
+    except Exception as error:  # the sources raise different types
         raise RuntimeError(
-            f"{name} could not be loaded ({type(error).__name__}: {error}). It is "
-            "downloaded at its first use: try again with a connection to the internet, "
-            "or pass --smoke to see that everything else works."
+            f"{name} could not be loaded ({type(error).__name__}: {error}). Its first "
+            "use downloads it: connect to the internet, or pass --smoke to try the "
+            "rest on noise."
         ) from error
     train, test = _checked(train), _checked(test)
     if held_out == "test":
@@ -104,7 +105,7 @@ def _checked(arrays: Arrays) -> Arrays:
 
 
 def _split(arrays: Arrays, size: int, seed: int) -> tuple[Arrays, Arrays]:
-    """Returns `size` of the images, chosen at random, and the others."""
+    """Splits off `size` random images; returns them and the rest."""
     order = np.random.default_rng(seed).permutation(len(arrays[1]))
     return tuple(
         tuple(x[places] for x in arrays) for places in (order[:size], order[size:])
@@ -125,7 +126,7 @@ def _stl10(name: str) -> tuple[Arrays, Arrays]:
 
 
 def _noise(name: str) -> tuple[Arrays, Arrays]:
-    """Returns noise in the form in which `keras.datasets` returns images."""
+    """Noise with the shapes and types of `keras.datasets`."""
     description, rng = DESCRIPTIONS[name], np.random.default_rng(0)
     return tuple(
         (
@@ -136,18 +137,18 @@ def _noise(name: str) -> tuple[Arrays, Arrays]:
     )
 
 
-def _digits(seed: int, held_out: str) -> tuple[Arrays, Sets]:
-    description = DESCRIPTIONS["digits"]
+def _digits(name: str, seed: int, held_out: str) -> tuple[Arrays, Sets]:
+    description = DESCRIPTIONS[name]
     total = 1797
     pool, test = ksa.datasets.load_digits(total - description.test_size)
     train, validation = _split(pool, description.train_size, seed)
     return train, {"": test if held_out == "test" else validation}
 
 
-def _glyphs(seed: int, held_out: str) -> tuple[Arrays, Sets]:
+def _glyphs(_: str, seed: int, held_out: str) -> tuple[Arrays, Sets]:
     typefaces = 12
     pool, test = ksa.datasets.load_glyphs(typefaces)
-    # An entry for each typeface, so that training and validation share none.
+    # Split by typeface, so that training and validation share none.
     pool = tuple(x.reshape(typefaces, -1, *x.shape[1:]) for x in pool)
     train, validation = (
         tuple(np.concatenate(x) for x in part)
@@ -156,7 +157,7 @@ def _glyphs(seed: int, held_out: str) -> tuple[Arrays, Sets]:
     return train, {"": test if held_out == "test" else validation}
 
 
-def _colour_glyphs(seed: int, held_out: str) -> tuple[Arrays, Sets]:
+def _colour_glyphs(_: str, seed: int, held_out: str) -> tuple[Arrays, Sets]:
     sets = {}
     for colours in ("same", "unseen"):
         train, sets[f"{colours} colours"] = ksa.datasets.load_colour_glyphs(
@@ -172,6 +173,8 @@ _SOURCES: dict[str, Callable] = {
 }
 _EMBEDDED: dict[str, Callable] = {
     "digits": _digits,
+    "digits-100": _digits,
+    "digits-500": _digits,
     "glyphs": _glyphs,
     "colour-glyphs": _colour_glyphs,
 }

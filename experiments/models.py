@@ -1,8 +1,10 @@
-"""The models of the experiments: from raw pixels, 0 to 255, to logits."""
+"""The models of the experiments, from raw pixels (0 to 255) to logits."""
 
 from collections.abc import Callable
+from typing import Any
 
 import keras
+import numpy as np
 from keras import layers
 
 
@@ -13,13 +15,13 @@ def small_cnn(
     head: type = layers.Flatten,
     normalization: Callable = layers.BatchNormalization,
 ) -> keras.Model:
-    """Returns three blocks of convolution, normalization and pooling.
+    """Builds three blocks of convolution, normalization and pooling.
 
     Args:
         shape: height, width and channels of the images.
         classes: number of logits.
-        head: the layer that makes vectors of the last feature maps.
-        normalization: makes the layer that normalizes, given `momentum`.
+        head: layer that turns the last feature maps into vectors.
+        normalization: function of `momentum` that makes a normalization layer.
     """
     model = keras.Sequential([keras.Input(shape), layers.Rescaling(1 / 255)])
     for filters in (16, 32, 64):
@@ -35,18 +37,18 @@ def small_cnn(
 def wide_resnet(
     shape: tuple[int, int, int], classes: int, *, depth: int = 32, width: int = 10
 ) -> keras.Model:
-    """Returns a wide residual network, pre-activated, without dropout.
+    """Builds a pre-activated wide residual network without dropout.
 
     Args:
         shape: height, width and channels of the images.
         classes: number of logits.
         depth: 6 n + 4 for n blocks in each of the three groups, as the authors count
-            (Wide-ResNet-28), or 6 n + 2, as it is counted without the convolutions of
-            the shortcuts (Wide-ResNet-32).
+            (Wide-ResNet-28), or 6 n + 2 without the convolutions of the shortcuts
+            (Wide-ResNet-32).
         width: factor on the 16, 32 and 64 filters of the groups.
 
     Raises:
-        ValueError: if no number of blocks gives that depth.
+        ValueError: if `depth` is neither.
 
     Reference: Zagoruyko and Komodakis (2016), Wide Residual Networks.
     """
@@ -91,7 +93,7 @@ def efficientnet_b0(
     weights: str | None = "imagenet",
     size: int = 224,
 ) -> keras.Model:
-    """Returns EfficientNet-B0 for images of any size, which it enlarges itself.
+    """Builds EfficientNet-B0 behind a layer that resizes the images.
 
     Args:
         shape: height, width and channels of the images; 3 channels.
@@ -100,7 +102,7 @@ def efficientnet_b0(
         size: height and width to which the images are resized.
 
     Raises:
-        RuntimeError: if the weights cannot be had.
+        RuntimeError: if the weights cannot be loaded.
     """
     try:
         backbone = keras.applications.EfficientNetB0(
@@ -112,10 +114,10 @@ def efficientnet_b0(
     except Exception as error:  # no connection, no such file, wrong content
         raise RuntimeError(
             f"The weights {weights!r} of EfficientNet-B0 could not be loaded "
-            f"({type(error).__name__}: {error}). They are downloaded at their first "
-            "use: try again with a connection to the internet, give a file with --set "
-            "'model.weights=\"FILE\"', or train from random weights with --set "
-            "'model.weights=\"\"', which is another experiment."
+            f"({type(error).__name__}: {error}). Their first use downloads them: "
+            "connect to the internet, or pass a file with --set "
+            "'model.weights=\"FILE\"'. Random weights, --set 'model.weights=\"\"', are "
+            "another experiment."
         ) from error
     return keras.Sequential(
         [
@@ -127,6 +129,12 @@ def efficientnet_b0(
         ],
         name="efficientnet_b0",
     )
+
+
+def confidences(model: keras.Model, images: Any) -> np.ndarray:
+    """The probability of each class by a model with logits, (batch, classes)."""
+    softmax = keras.Sequential([model, layers.Softmax()])
+    return softmax.predict(images, 256, verbose=0)
 
 
 MODELS = {

@@ -3,9 +3,8 @@
     python -m experiments.search --config table1/cifar10-flow-base [--trials 40]
         [--seeds 1] [--storage search.db] [--set KEY=VALUE ...] [--smoke]
 
-The study is kept in a database: a search that was interrupted goes on where it was, and
-several processes or machines may work at one. The test set is not touched. The seeds
-are others than those of the tables.
+A database holds the study, so that an interrupted search resumes and several processes
+or machines can share one. Trials use the validation set and seeds that no table uses.
 """
 
 import argparse
@@ -13,27 +12,29 @@ import statistics
 
 import optuna
 
+from experiments.cells import ADVERSARIES, Cell, load_cells
 from experiments.datasets import DESCRIPTIONS
-from experiments.train import ADVERSARIES, Cell, load_cells, train
+from experiments.runs import train
 
 FIRST_SEED = 1000
 
 
 def suggest(trial: optuna.Trial, cell: Cell) -> list[str]:
-    """Returns the settings of a trial as `KEY=VALUE`, as `load_cells` takes them.
+    """Draws the settings of a trial, as `KEY=VALUE` for `load_cells`.
 
-    Displacement and smoothness are searched in proportion to the side of the images.
+    The ranges of displacement and smoothness scale with the size of the images.
 
     Args:
-        trial: what draws the values.
-        cell: the cell whose adversary it is.
+        trial: the trial that draws the values.
+        cell: the cell whose adversary is searched.
 
     Raises:
         ValueError: if the cell has no adversary.
     """
     if ADVERSARIES[cell.adversary] is None:
         raise ValueError(
-            f"Received the cell {cell.name}, which has no adversary. Pass one that has."
+            f"Received the cell {cell.name}, which has no adversary. Pass a cell with "
+            "one."
         )
     table = ADVERSARIES[cell.adversary][1]
     side = DESCRIPTIONS[cell.data].shape[0]
@@ -56,11 +57,11 @@ def suggest(trial: optuna.Trial, cell: Cell) -> list[str]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs the trials that are missing, and prints the best of all."""
+    """Runs the missing trials and prints the best of all."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config", required=True, help="the one cell")
+    parser.add_argument("--config", required=True, help="one cell")
     parser.add_argument("--trials", type=int, default=40)
     parser.add_argument("--seeds", type=int, default=1, help="runs of each trial")
     parser.add_argument("--storage", default="search.db", help="file of the database")
@@ -74,7 +75,7 @@ def main(arguments: list[str] | None = None) -> None:
         storage=f"sqlite:///{options.storage}",
         load_if_exists=True,
         direction="maximize",
-        sampler=optuna.samplers.TPESampler(),  # a seed would repeat trials at resuming
+        sampler=optuna.samplers.TPESampler(),  # with a seed, resuming repeats trials
     )
 
     def objective(trial: optuna.Trial) -> float:
@@ -91,7 +92,7 @@ def main(arguments: list[str] | None = None) -> None:
     ended = len(study.get_trials(states=complete))
     missing = max(0, options.trials - ended)
     print(f"{ended} trials are there, {missing} to do", flush=True)
-    # Others may work at the same study.
+    # Other processes may work on the same study.
     stop = optuna.study.MaxTrialsCallback(options.trials, states=complete)
     study.optimize(objective, missing, callbacks=[stop], show_progress_bar=True)
     print(f"\nbest validation accuracy {study.best_value:.4f}, with")

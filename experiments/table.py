@@ -1,4 +1,4 @@
-"""Tables of what was trained: means, standard errors and paired differences.
+"""Prints tables of recorded runs: means, standard errors, paired differences.
 
 python -m experiments.table FILE [...] [--held-out test]
 """
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-# An adversarial row is held against the random one of the same structure and size.
+# The random row of the same structure and size for each adversarial row.
 CONTROLS = {
     "flow": "random-flow",
     "flow-reused": "random-flow",
@@ -20,9 +20,9 @@ CONTROLS = {
 
 
 def read_records(path: pathlib.Path) -> list[dict]:
-    """Returns the records of a file of results, `[]` where there is none.
+    """Reads the records of a results file; a missing file has none.
 
-    A line that is not whole, of a run that was interrupted, does not count.
+    Skips an incomplete line, as an interrupted run leaves it.
     """
     records = []
     for line in path.read_text().splitlines() if path.exists() else ():
@@ -34,21 +34,21 @@ def read_records(path: pathlib.Path) -> list[dict]:
 
 
 def append_record(path: pathlib.Path, record: dict) -> None:
-    """Adds a record to a file of results, as a line of its own."""
+    """Appends a record to a results file, as one line of JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as file:
         file.seek(max(0, file.seek(0, 2) - 1))
-        if file.read(1) not in ("", "\n"):  # after a line that is not whole
+        if file.read(1) not in ("", "\n"):  # after an incomplete line
             file.write("\n")
         file.write(json.dumps(record) + "\n")
 
 
 def mean_and_error(values: Iterable[float], form: str = "{:.4f}") -> str:
-    """Returns the mean, its standard error and, of a difference, t.
+    """Formats a mean with its standard error; for differences, with t.
 
     Args:
         values: one for each seed.
-        form: how to write the mean; with a sign, it is one of differences.
+        form: format of the mean; a sign, `{:+`, marks differences.
     """
     values = np.asarray(list(values))
     if len(values) < 2:
@@ -56,17 +56,17 @@ def mean_and_error(values: Iterable[float], form: str = "{:.4f}") -> str:
     error = values.std(ddof=1) / np.sqrt(len(values))
     text = f"{form.format(values.mean())} ± {error:.4f}"
     if form.startswith("{:+"):
-        # All alike but for rounding: no t.
+        # No t if all values agree to rounding.
         text += f" (t {values.mean() / error:.1f})" if error > 1e-6 else ""
     return text
 
 
 def difference(ours: dict[int, float], theirs: dict[int, float]) -> str:
-    """Returns the paired difference of two rows, `""` where they are one.
+    """Formats the paired difference of two rows; `""` for a row with itself.
 
     Args:
-        ours: accuracies by the seed.
-        theirs: those to subtract; only seeds that both have count.
+        ours: accuracies by seed.
+        theirs: accuracies to subtract; only seeds of both rows count.
     """
     seeds = sorted(set(ours) & set(theirs))
     if ours is theirs or not seeds:
@@ -81,15 +81,15 @@ def comparison(
     bases: dict[str, Callable[[tuple[str, ...]], tuple[str, ...] | None]],
     notes: dict[str, dict[tuple[str, ...], str]] | None = None,
 ) -> str:
-    """Returns a table of accuracies and their paired differences to other rows.
+    """Formats a table of accuracies and their paired differences to other rows.
 
     Args:
-        title: what stands above it.
-        heads: what the labels of a row are.
-        rows: for each row, by its labels, the accuracies by their seeds.
-        bases: for each further column, from the labels of a row to those of the row to
-            subtract, `None` for none.
-        notes: for each last column, by its head, what it says of the rows.
+        title: line above the table.
+        heads: head of each label of a row.
+        rows: accuracies by seed, by the labels of the row.
+        bases: for each column of differences, a function from the labels of a row to
+            those of the row to subtract, or `None`.
+        notes: for each further column, its entries by the labels of the row.
     """
     notes = notes or {}
     heads = [*heads, "seeds", "accuracy", *(f"minus {name}" for name in bases), *notes]
@@ -105,14 +105,14 @@ def comparison(
 
 
 def markdown(records: list[dict]) -> str:
-    """Returns tables of records, one for each data set and set to measure on.
+    """Formats records as tables, one for each data set and set to measure on.
 
-    Each row is a cell, with the paired difference to the same policy without an
-    adversary, and to the random field of the same structure and size. Cells of one
-    name and several settings have a row for each, marked by the digest.
+    Each row is a cell, with its paired differences to the same policy without an
+    adversary and to the random field of the same structure and size. A cell with
+    several settings has a row for each, marked by the digest.
 
     Args:
-        records: as `train` makes them.
+        records: as `runs.train` returns them.
     """
     tables, paper = {}, {}
     digests = {}
@@ -121,7 +121,7 @@ def markdown(records: list[dict]) -> str:
     for record in records:
         settings = record["settings"]
         labels = (settings["adversary"], settings["policy"])
-        if len(digests[record["cell"]]) > 1:  # of several settings: not one row
+        if len(digests[record["cell"]]) > 1:  # several settings
             labels = (f"{labels[0]} [{record['digest'][:6]}]", labels[1])
         for measured, accuracy in record["accuracy"].items():
             title = (settings["protocol"], settings["data"], measured)
@@ -147,12 +147,12 @@ def markdown(records: list[dict]) -> str:
     )
 
 
-def main() -> None:
-    """Prints the tables of files of results."""
+def main(arguments: list[str] | None = None) -> None:
+    """Prints the tables of results files."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("files", nargs="+", type=pathlib.Path)
     parser.add_argument("--held-out", default="test", choices=("test", "validation"))
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     records = [r for file in options.files for r in read_records(file)]
     print(markdown([r for r in records if r["held_out"] == options.held_out]))
 

@@ -1,4 +1,4 @@
-"""Real images that need no download, as `keras.datasets` gives them."""
+"""Small data sets without a download, in the format of `keras.datasets`."""
 
 import functools
 import pathlib
@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 
 CHARACTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabdefghnqrt"
-"""The 47 characters of `load_glyphs`, in the order of their labels."""
+"""The 47 classes of `load_glyphs`, in the order of their labels."""
 
 PHOTOGRAPHS = (
     "astronaut",
@@ -20,7 +20,7 @@ PHOTOGRAPHS = (
     "china",
     "flower",
 )
-"""The photographs of `load_photographs`, in the order of their labels."""
+"""The ten classes of `load_photographs`, in the order of their labels."""
 
 _TYPEFACES = (
     "DejaVuSans",
@@ -50,11 +50,11 @@ _Arrays = tuple[np.ndarray, np.ndarray]
 
 
 def load_digits(train_size: int = 200, seed: int = 0) -> tuple[_Arrays, _Arrays]:
-    """Returns scikit-learn's handwritten digits, resized to 16x16.
+    """Loads scikit-learn's handwritten digits, resized to 16x16.
 
     Args:
-        train_size: images in the training set, between 1 and 1796; the rest of the
-            1797 is the test set.
+        train_size: number of training images, 1 to 1796. The rest of the 1797 images
+            is the test set.
         seed: seed of the split.
 
     Returns:
@@ -63,7 +63,7 @@ def load_digits(train_size: int = 200, seed: int = 0) -> tuple[_Arrays, _Arrays]
 
     Raises:
         ImportError: if scikit-learn or pillow is not installed.
-        ValueError: if `train_size` leaves no training or no test image.
+        ValueError: if the training or the test set would be empty.
     """
     try:
         import sklearn.datasets
@@ -90,14 +90,13 @@ def load_digits(train_size: int = 200, seed: int = 0) -> tuple[_Arrays, _Arrays]
 
 
 def load_glyphs(train_typefaces: int = 6, seed: int = 0) -> tuple[_Arrays, _Arrays]:
-    """Returns 47 characters drawn in the 21 text typefaces that matplotlib ships.
+    """Draws 47 characters in the 21 text typefaces of Matplotlib.
 
-    Training and test images are of different typefaces, so that the test asks for
-    shapes that were never seen.
+    The test set has other typefaces than the training set, and so unseen shapes.
 
     Args:
-        train_typefaces: typefaces in the training set, between 1 and 20, 47 images
-            each; the others are the test set.
+        train_typefaces: number of typefaces in the training set, 1 to 20, with 47
+            images each. The other typefaces are the test set.
         seed: seed of the choice of typefaces.
 
     Returns:
@@ -105,8 +104,8 @@ def load_glyphs(train_typefaces: int = 6, seed: int = 0) -> tuple[_Arrays, _Arra
         255, bright on dark; labels int32, (n,), indices into `CHARACTERS`.
 
     Raises:
-        ImportError: if matplotlib is not installed.
-        ValueError: if `train_typefaces` leaves no training or no test typeface.
+        ImportError: if matplotlib or pillow is not installed.
+        ValueError: if the training or the test set would be empty.
     """
     if not 1 <= train_typefaces < len(_TYPEFACES):
         raise ValueError(
@@ -128,28 +127,27 @@ def load_colour_glyphs(
     held_out: str = "test",
     seed: int = 0,
 ) -> tuple[_Arrays, _Arrays]:
-    """Returns the characters of `load_glyphs` in colours, with some pixel noise.
+    """Draws the characters of `load_glyphs` in colours, with pixel noise.
 
-    In training each character is painted in three palettes, pairs of a foreground and a
-    background. The second set is of other typefaces, in one of the same palettes or in
-    colours that were never seen. Colour tells nothing about the class, but a model that
-    saw only three palettes does not know that.
+    The training set has each character in three palettes, pairs of a foreground and a
+    background colour. The held-out set has other typefaces, in the same palettes or in
+    unseen colours. Colour and class are independent.
 
     Args:
-        train_typefaces: typefaces in the training set, between 1 and 17, 141 images
-            each. Three of the others are the validation set, the rest the test set.
-        colours: `"unseen"` to paint each image of the second set in colours of its own,
-            `"same"` to paint it in a palette of the training set.
-        held_out: which set is the second, `"test"` or `"validation"`.
-        seed: seed of the choice of typefaces, of the colours and of the noise.
+        train_typefaces: number of typefaces in the training set, 1 to 17, with 141
+            images each. Three others are the validation set, the rest the test set.
+        colours: of the held-out set. `"unseen"` draws new colours for each image,
+            `"same"` takes the palettes of the training set.
+        held_out: the second set that is returned, `"test"` or `"validation"`.
+        seed: seed of typefaces, colours and noise.
 
     Returns:
         `((x_train, y_train), (x_held_out, y_held_out))`: images uint8, (n, 28, 28, 3),
         0 to 255; labels int32, (n,), indices into `CHARACTERS`.
 
     Raises:
-        ImportError: if matplotlib is not installed.
-        ValueError: if an argument is none of those above.
+        ImportError: if matplotlib or pillow is not installed.
+        ValueError: if an argument has none of these values.
     """
     validation = 3
     most = len(_TYPEFACES) - validation - 1
@@ -195,15 +193,16 @@ def load_colour_glyphs(
 def load_photographs(
     size: int = 64, crops: int = 20, seed: int = 0
 ) -> tuple[_Arrays, _Arrays]:
-    """Returns crops of the ten colour photographs in scikit-image and scikit-learn.
+    """Crops the ten colour photographs of scikit-image and scikit-learn.
 
-    The shorter side of a photograph is resized to 256 pixels, or to twice the size of
-    the crops. Training crops are from left halves, test crops from right halves.
+    Each photograph is resized first: its shorter side becomes 256 pixels, or twice
+    `size` if that is more. Training crops are from left halves, test crops from right
+    halves.
 
     Args:
-        size: height and width of the crops, in pixels.
-        crops: from each half of each photograph, at random places.
-        seed: seed of the places.
+        size: height and width of the crops, in pixels, >= 1.
+        crops: number of crops from each half of each photograph, >= 1.
+        seed: seed of the random places.
 
     Returns:
         `((x_train, y_train), (x_test, y_test))`: images uint8, (10 crops, size, size,
@@ -216,7 +215,7 @@ def load_photographs(
     if size < 1 or crops < 1:
         raise ValueError(f"Received size={size} and crops={crops}. Pass both >= 1.")
     rng = np.random.default_rng(seed)
-    halves = ([], [])
+    halves: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
     for photograph in _photographs(max(256, 2 * size)):
         height, width = photograph.shape[:2]
         for half, left in zip(halves, (0, width // 2)):
@@ -230,7 +229,7 @@ def load_photographs(
 
 @functools.lru_cache(maxsize=2)
 def _photographs(shorter: int) -> list[np.ndarray]:
-    """Returns the photographs, uint8, their shorter sides of that many pixels."""
+    """Loads the photographs, uint8, and resizes their shorter sides."""
     try:
         import skimage.data
         import sklearn.datasets
@@ -253,25 +252,25 @@ def _photographs(shorter: int) -> list[np.ndarray]:
 
 
 def _draw_palettes(count: int, rng: np.random.Generator) -> np.ndarray:
-    """Returns pairs of colours that are well apart, float64, (count, 2, 3)."""
+    """Draws pairs of colours at least 150 apart, float64, (count, 2, 3)."""
     pairs = rng.uniform(0, 255, (8 * count + 64, 2, 3))
     apart = np.linalg.norm(pairs[:, 0] - pairs[:, 1], axis=-1) > 150
     return pairs[apart][:count]
 
 
 def _draw_typefaces(seed: int) -> list[np.ndarray]:
-    """Returns the characters in every typeface, the typefaces in random order."""
+    """Draws the characters in every typeface, the typefaces in random order."""
     order = np.random.default_rng(seed).permutation(len(_TYPEFACES))
     return [_draw_typeface(_TYPEFACES[i]) for i in order]
 
 
 def _draw_typeface(name: str, size: int = 28, height: int = 20) -> np.ndarray:
-    """Returns the characters in one typeface, uint8, (47, size, size, 1)."""
+    """Draws the characters in one typeface, uint8, (47, size, size, 1)."""
     try:
         import matplotlib
         from PIL import Image, ImageDraw, ImageFont
     except ImportError as error:
-        raise _missing("matplotlib", error) from error
+        raise _missing("matplotlib and pillow", error) from error
     path = pathlib.Path(matplotlib.get_data_path(), "fonts", "ttf", f"{name}.ttf")
     font = ImageFont.truetype(str(path), height)
     glyphs = []
@@ -284,6 +283,6 @@ def _draw_typeface(name: str, size: int = 28, height: int = 20) -> np.ndarray:
 
 def _missing(packages: str, error: ImportError) -> ImportError:
     return ImportError(
-        f"This data set is made with {packages}, of which something is missing "
-        f"({error}). Run: pip install 'keras-structadv[experiments]'"
+        f"This data set needs {packages} ({error}). "
+        "Run: pip install 'keras-structadv[experiments]'"
     )

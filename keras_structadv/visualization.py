@@ -1,12 +1,19 @@
-"""Pictures of what an adversary does. Matplotlib is imported where it is used."""
+"""Figures of flows and recolourings. Matplotlib is imported when one is drawn."""
 
+import functools
+import io
+import warnings
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from keras import ops
 
+from keras_structadv.checks import likely_range
 from keras_structadv.warp import dense_image_warp
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def plot_flow(
@@ -17,35 +24,38 @@ def plot_flow(
     after: Sequence[str] | None = None,
     value_range: tuple[float, float] = (0, 255),
     arrows: int = 14,
-) -> Any:
-    """Returns a figure: original, flow as arrows, and warped image, a row for each.
+) -> "Figure":
+    """Plots each image, its flow as arrows and the warped image in one row.
 
     Args:
         images: a batch, or a sequence of images of different sizes, each
             (height, width, channels) in `value_range`, with 1 or 3 channels.
-        flows: for each image, (height, width, 2), (dy, dx) in pixels. The arrows have
-            their true length on the image.
-        before: titles of the originals, e.g. the model's answer and confidence.
+        flows: one for each image, (height, width, 2), (dy, dx) in pixels. Arrows are
+            drawn at their true length.
+        before: titles of the images, e.g. the model's prediction and confidence.
         after: titles of the warped images.
-        value_range: the lowest and the highest value of the images.
-        arrows: arrows along the longer side, at most one for each pixel.
+        value_range: lowest and highest value of the images. A warning says if the
+            images do not fit.
+        arrows: number of arrows along the longer side, at most one per pixel.
 
     Returns:
-        A `matplotlib.figure.Figure`.
+        A `matplotlib.figure.Figure`. A notebook displays it, `savefig` saves it and
+        `show` opens a window. In a script, `pyplot.show()` then keeps the window open.
 
     Raises:
-        ValueError: if the numbers of images, flows and titles differ, or their shapes
-            do not fit.
+        ValueError: if the numbers of images, flows and titles differ, or if an image
+            and its flow differ in height or width.
 
-    Reference: in the manner of Luo, Mobahi, Bengio (2020), figure 2.
+    Reference: after Luo, Mobahi, Bengio (2020), figure 2.
     """
     count = len(images)
     before = ["image"] * count if before is None else before
     after = ["warped"] * count if after is None else after
     _check_counts(images=images, flows=flows, before=before, after=after)
+    images, flows = _floats(images), _floats(flows)
+    _check_values(images, value_range)
     figure, axes = _rows(count, 3)
     for row, image, flow, first, last in zip(axes, images, flows, before, after):
-        image, flow = (ops.convert_to_numpy(x).astype("float32") for x in (image, flow))
         warped = ops.convert_to_numpy(dense_image_warp(image[None], flow[None]))[0]
         longest = np.linalg.norm(flow, axis=-1).max()
         titles = (first, f"flow, up to {longest:.1f} px", last)
@@ -69,27 +79,29 @@ def plot_recoloring(
     before: Sequence[str] | None = None,
     after: Sequence[str] | None = None,
     value_range: tuple[float, float] = (0, 255),
-) -> Any:
-    """Returns a figure: original, raw gradient, perturbation, result, a row for each.
+) -> "Figure":
+    """Plots each image, its gradient, its perturbation and the result in one row.
 
     Args:
         images: a batch, or a sequence of images of different sizes, each
             (height, width, channels) in `value_range`, with 1 or 3 channels.
-        gradients: for each image, of its shape; shown around grey, each at its own
-            scale.
-        perturbations: for each image, of its shape; shown likewise.
-        before: titles of the originals, e.g. the model's answer and confidence.
+        gradients: one for each image, of the same shape. Zero is drawn grey; each is
+            scaled on its own.
+        perturbations: one for each image, of the same shape, drawn like the gradients.
+        before: titles of the images, e.g. the model's prediction and confidence.
         after: titles of the results.
-        value_range: the lowest and the highest value of the images.
+        value_range: lowest and highest value of the images. A warning says if the
+            images do not fit.
 
     Returns:
-        A `matplotlib.figure.Figure`.
+        A `matplotlib.figure.Figure`. A notebook displays it, `savefig` saves it and
+        `show` opens a window. In a script, `pyplot.show()` then keeps the window open.
 
     Raises:
         ValueError: if the numbers of images, gradients, perturbations and titles
-            differ, or their shapes do not fit.
+            differ, or if the shapes of an image, its gradient and its perturbation do.
 
-    Reference: in the manner of Luo, Mobahi, Bengio (2020), figure 1.
+    Reference: after Luo, Mobahi, Bengio (2020), figure 1.
     """
     count = len(images)
     before = ["image"] * count if before is None else before
@@ -101,18 +113,18 @@ def plot_recoloring(
         before=before,
         after=after,
     )
+    images, gradients = _floats(images), _floats(gradients)
+    perturbations = _floats(perturbations)
+    _check_values(images, value_range)
     figure, axes = _rows(count, 4)
-    for row, *arrays, first, last in zip(
+    for row, image, gradient, perturbation, first, last in zip(
         axes, images, gradients, perturbations, before, after
     ):
-        image, gradient, perturbation = (
-            ops.convert_to_numpy(x).astype("float32") for x in arrays
-        )
         if not image.shape == gradient.shape == perturbation.shape:
             raise ValueError(
-                f"Received an image of shape {image.shape}, its gradient of shape "
-                f"{gradient.shape} and its perturbation of shape {perturbation.shape}. "
-                "The three must be equal."
+                f"Received an image of shape {image.shape} with a gradient of shape "
+                f"{gradient.shape} and a perturbation of shape {perturbation.shape}. "
+                "Pass three arrays of one shape."
             )
         span = value_range[1] - value_range[0]
         size = np.sqrt(np.mean(np.square(perturbation))) / span
@@ -133,12 +145,57 @@ def _check_counts(**sequences: Any) -> None:
         raise ValueError(f"Received {listed}. Pass one for each image.")
 
 
+def _floats(arrays: Iterable[Any]) -> list[np.ndarray]:
+    return [ops.convert_to_numpy(array).astype("float32") for array in arrays]
+
+
+def _check_values(images: list[np.ndarray], value_range: tuple[float, float]) -> None:
+    """Warns if the images do not fit `value_range`; the layers use the same rule."""
+    lowest = float(min((image.min() for image in images), default=0))
+    highest = float(max((image.max() for image in images), default=0))
+    likely = likely_range(value_range, lowest, highest)
+    if likely is not None:
+        warnings.warn(
+            f"Received value_range={value_range} and images with values from "
+            f"{lowest:.3g} to {highest:.3g}. They come out too dark or clipped. "
+            f"Pass the range of the images, e.g. value_range={likely}.",
+            stacklevel=3,
+        )
+
+
 def _rows(count: int, columns: int) -> tuple[Any, np.ndarray]:
-    """Returns a figure with one row of axes for each image."""
+    """Makes a figure with one row of axes for each image."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(2.2 * columns, 2.3 * count), layout="constrained")
+    figure.show = functools.partial(_open_window, figure)
+    figure._repr_png_ = functools.partial(_png, figure)
     return figure, figure.subplots(count, columns, squeeze=False)
+
+
+def _open_window(figure: Any, warn: bool = True) -> None:
+    """Registers a figure with pyplot, then does what `Figure.show` does.
+
+    Registered earlier, notebooks would display it twice, and pyplot would warn about
+    more than 20 open figures.
+    """
+    from matplotlib import pyplot
+    from matplotlib.backend_bases import NonGuiException
+
+    if figure.canvas.manager is None:
+        pyplot.figure(FigureClass=lambda **_: figure)
+    try:
+        figure.canvas.manager.show()
+    except NonGuiException as error:  # e.g. the Agg backend
+        if warn:
+            warnings.warn(str(error), stacklevel=2)
+
+
+def _png(figure: Any) -> bytes:
+    """Encodes a figure for IPython, which prints it as text until pyplot was used."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    return file.getvalue()
 
 
 def _show(row: Any, pictures: Iterable[np.ndarray], titles: Iterable[str]) -> None:
@@ -149,13 +206,14 @@ def _show(row: Any, pictures: Iterable[np.ndarray], titles: Iterable[str]) -> No
 
 
 def _around_grey(field: np.ndarray) -> np.ndarray:
-    """Returns a field with zero as grey; its largest values, bar outliers, as ends."""
+    """Maps a field to [0, 1] with zero at grey; the largest 1 % is clipped."""
     field = np.nan_to_num(field)
     size = np.quantile(np.abs(field), 0.99) or np.abs(field).max() or 1.0
     return _unit(field, (-size, size))
 
 
 def _unit(image: np.ndarray, value_range: tuple[float, float]) -> np.ndarray:
+    """Maps `value_range` to [0, 1], clips the rest and drops a single channel."""
     low, high = value_range
     image = np.clip((image - low) / (high - low), 0, 1)
     return image[..., 0] if image.shape[-1] == 1 else image

@@ -1,4 +1,4 @@
-"""Resampling images along a flow."""
+"""Moves images, points and boxes along a flow."""
 
 from typing import Any
 
@@ -7,32 +7,31 @@ from keras import backend, ops
 
 from keras_structadv.backends import largest
 
-_ITERATIONS = 12  # to a hundredth of a pixel, where the flow changes by less than .6
-_SIDE = 9  # points along a side of a box
+_ITERATIONS = 12  # error below .01 pixels where neighbours differ by less than .6
+_SIDE = 9  # points on each side of a box
 
 
 def dense_image_warp(images: Any, flow: Any, *, interpolation: str = "bilinear") -> Any:
-    """Returns the images moved along a flow.
+    """Warps images along a flow: `warped[y, x] = image[y - dy, x - dx]`.
 
-    `warped[y, x] = image[y - dy, x - dx]`, coordinates clamped to the image. Values
-    and gradients are those of `tfa.image.dense_image_warp(image, flow)`, but for the
-    gradient by the flow where a coordinate is a whole number: there that function
-    returns zero, and this one the slope to the next pixel.
+    Coordinates are clamped to the image. Values and gradients equal those of
+    `tfa.image.dense_image_warp(image, flow)`, with one exception: at whole coordinates
+    the gradient with respect to the flow is the slope to the next pixel, not zero.
 
     Args:
-        images: (batch, height, width, channels), height and width static, >= 1.
+        images: (batch, height, width, channels); all but the batch size is static.
         flow: float, (batch, height, width, 2), (dy, dx) in pixels.
         interpolation: `"bilinear"`, or `"nearest"` for masks and other integers.
 
     Returns:
-        warped: the shape of `images`. With `"nearest"`, and for floating images, in
-        their dtype; integer images come out of `"bilinear"` as float32.
+        warped: the shape and dtype of `images`; `"bilinear"` turns integers into
+            float32.
 
     Raises:
-        ValueError: if the shapes do not fit or the interpolation is not known.
+        ValueError: if the shapes do not fit or the interpolation is unknown.
 
     Example:
-    A motion of one pixel down:
+    One pixel down:
 
     >>> import numpy as np
     >>> images = np.array([1.0, 2.0, 3.0]).reshape((1, 3, 1, 1))
@@ -52,30 +51,30 @@ def dense_image_warp(images: Any, flow: Any, *, interpolation: str = "bilinear")
 
 
 def compose_flows(first: Any, second: Any) -> Any:
-    """Returns the one flow that moves as `first` and then `second` do.
+    """Returns the flow that equals `first` followed by `second`.
 
-    Warping once along it resamples the image once, where two warps would blur twice.
+    One warp along it interpolates once, so that it blurs less than two warps.
 
     Args:
         first: float, (batch, height, width, 2), (dy, dx) in pixels.
         second: float, the shape of `first`.
 
     Returns:
-        flow: float32, the shape of `first`, up to the interpolation of `first`.
+        flow: float32, the shape of `first`; exact up to the interpolation of `first`.
     """
     second = ops.convert_to_tensor(second, "float32")
     return second + dense_image_warp(first, second)
 
 
 def move_points(points: Any, flow: Any) -> Any:
-    """Returns where the content of an image at given points is after a warp.
+    """Moves points with the content of an image.
 
-    That is the q with `q - flow(q) = p`, by fixed-point iteration: it converges where
-    the flow does not fold the image. Of the points that it passes, the best is taken.
+    Solves `q - flow(q) = p` for q by fixed-point iteration and returns the iterate of
+    smallest error. The iteration converges where the flow does not fold the image.
 
     Args:
-        points: float, (batch, count, 2), (x, y) in pixels; a whole number is the
-            centre of a pixel. Points outside move with the border.
+        points: float, (batch, count, 2), (x, y) in pixels; whole numbers are centres
+            of pixels. Points outside the image move with its border.
         flow: float, (batch, height, width, 2), (dy, dx) in pixels.
 
     Returns:
@@ -99,14 +98,13 @@ def move_points(points: Any, flow: Any) -> Any:
 
 
 def move_boxes(boxes: Any, flow: Any) -> Any:
-    """Returns the boxes around what is in given boxes after a warp.
+    """Moves boxes with the content of an image.
 
-    The outline of each box is moved, at a few points of each side, and the smallest box
-    around it is returned.
+    Moves nine points on each side of a box and returns the smallest box around them.
 
     Args:
-        boxes: float, (batch, count, 4), (left, top, right, bottom) in pixels, counted
-            from the left upper corner of the image.
+        boxes: float, (batch, count, 4), (left, top, right, bottom) in pixels; (0, 0)
+            is the upper left corner of the upper left pixel.
         flow: float, (batch, height, width, 2), (dy, dx) in pixels.
 
     Returns:
@@ -115,7 +113,7 @@ def move_boxes(boxes: Any, flow: Any) -> Any:
     boxes = ops.cast(boxes, "float32")
     if boxes.shape[1] == 0:
         return boxes
-    boxes = boxes - 0.5  # as points are counted, by centres
+    boxes = boxes - 0.5  # points have whole numbers at the centres of pixels
     left, top, right, bottom = (boxes[..., i : i + 1] for i in range(4))
     along = np.linspace(0, 1, _SIDE, dtype="float32")
     x = left + ops.multiply(right - left, along)
@@ -129,7 +127,7 @@ def move_boxes(boxes: Any, flow: Any) -> Any:
     batch, count = ops.shape(boxes)[:2]
     points = ops.reshape(outline, (batch, count * 4 * _SIDE, 2))
     moved = ops.reshape(move_points(points, flow), (batch, count, 4 * _SIDE, 2))
-    corners = [  # with a start, so that there may be no box at all
+    corners = [  # `least` allows zero boxes
         -largest(-moved, axis=-2, least=-np.inf),
         largest(moved, axis=-2, least=-np.inf),
     ]
@@ -137,7 +135,7 @@ def move_boxes(boxes: Any, flow: Any) -> Any:
 
 
 def _sample(images: Any, y: Any, x: Any, interpolation: str = "bilinear") -> Any:
-    """Returns the images at coordinates, (batch, ..., channels), clamped to them."""
+    """Samples images at clamped coordinates; returns (batch, ..., channels)."""
     height, width, channels = images.shape[1:]
     row = ops.arange(ops.shape(images)[0], dtype="int32") * (height * width)
     for _ in y.shape[1:]:
@@ -149,7 +147,7 @@ def _sample(images: Any, y: Any, x: Any, interpolation: str = "bilinear") -> Any
         x0, _ = _split(x + 0.5, width, width - 1)
         return ops.take(pixels, row + y0 * width + x0, axis=0)
 
-    # The upper left corner stays one pixel inside, so that its neighbours exist.
+    # The upper left corner has a neighbour to the right and below, if there is any.
     y0, fraction_y = _split(y, height, max(height - 2, 0))
     x0, fraction_x = _split(x, width, max(width - 2, 0))
     down = width if height > 1 else 0
@@ -158,14 +156,14 @@ def _sample(images: Any, y: Any, x: Any, interpolation: str = "bilinear") -> Any
     dtype = backend.standardize_dtype(images.dtype)
     if not backend.is_float_dtype(dtype):
         dtype = "float32"
-    # Four gathers of whole pixels by flat index: of the forms tried, the fastest on a
-    # CPU with and without XLA (benchmarks/solve_and_warp.py).
+    # Gathering whole pixels by flat index was fastest on a CPU, with and without XLA
+    # (benchmarks/solve_and_warp.py).
     a, b, c, d = (
         ops.cast(ops.take(pixels, corner + offset, axis=0), "float32")
         for offset in (0, right, down, down + right)
     )
-    # A weight for each corner: exact where a fraction is 0 or 1, and fewer products of
-    # the size of the images than one direction after the other.
+    # One weight for each corner is exact where a fraction is 0 or 1, and takes fewer
+    # products of image size than interpolating along y after x.
     rest_y, rest_x = 1 - fraction_y, 1 - fraction_x
     top = (rest_y * rest_x) * a + (rest_y * fraction_x) * b
     bottom = (fraction_y * rest_x) * c + (fraction_y * fraction_x) * d
@@ -173,9 +171,9 @@ def _sample(images: Any, y: Any, x: Any, interpolation: str = "bilinear") -> Any
 
 
 def _split(coordinate: Any, size: int, last: int) -> tuple[Any, Any]:
-    """Returns the pixel at or before a coordinate, at most `last`, and the rest."""
+    """Splits a coordinate into a pixel, at most `last`, and the distance from it."""
     coordinate = ops.clip(coordinate, 0.0, size - 1.0)
-    # Clipped as an integer, so that a coordinate that is not a number stays inside.
+    # Clipping the integer keeps NaN coordinates inside the image.
     pixel = ops.clip(ops.cast(ops.floor(coordinate), "int32"), 0, last)
     return pixel, (coordinate - ops.cast(pixel, "float32"))[..., None]
 
@@ -188,8 +186,8 @@ def _check(images: Any, flow: Any, interpolation: str) -> None:
     shape, flow_shape = tuple(images.shape), tuple(flow.shape)
     if len(shape) != 4 or None in shape[1:]:
         raise ValueError(
-            f"Received images of shape {shape}. Pass a batch of shape (batch, height, "
-            "width, channels) whose height, width and channels are known."
+            f"Received images of shape {shape}. Pass shape (batch, height, width, "
+            "channels); only the batch size may be unknown."
         )
     expected = shape[:3] + (2,)
     if len(flow_shape) != 4 or any(

@@ -6,8 +6,9 @@ import pytest
 from keras import backend, layers
 
 import keras_structadv as ksa
-from keras_structadv import basis, callbacks
+from keras_structadv import basis
 from keras_structadv.layers import adversarial_recoloring
+from keras_structadv.training import reuse_step
 
 # On the other backends the numerics and the layers are tested, not all around them.
 if backend.backend() != "tensorflow":
@@ -66,7 +67,7 @@ def unfused(request, monkeypatch):
     Tests marked `fused` run as a user does.
     """
     if not request.node.get_closest_marker("fused"):
-        for module in (basis, callbacks, adversarial_recoloring):
+        for module in (basis, reuse_step, adversarial_recoloring):
             monkeypatch.setattr(
                 module, "fused", lambda function, in_eager=False: function
             )

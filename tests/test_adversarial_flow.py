@@ -9,7 +9,7 @@ from keras import layers, ops
 
 import keras_structadv as ksa
 from keras_structadv.flow import random_flow
-from keras_structadv.layers.base import BOX_FORMATS
+from keras_structadv.layers.annotations import BOX_FORMATS
 
 
 def numpy(x):

@@ -14,7 +14,8 @@ import pytest
 from keras import backend, layers, ops
 
 import keras_structadv as ksa
-from keras_structadv.gradient_store import fingerprint
+from keras_structadv.backends import framework
+from keras_structadv.training.fingerprint import fingerprint
 from keras_structadv.warp import move_boxes, move_points
 
 STORED = pathlib.Path(__file__).with_name("stored_values.npz")
@@ -340,6 +341,62 @@ def test_after_an_error_in_the_first_step_the_model_can_be_trained():
         model.evaluate(x, y, verbose=0)
         fit(model, {"images": x, "ids": x[:, 0, 0, 0]}, y, callback)
     assert np.isfinite(fit(model, x, y, callback)["loss"]).all()
+
+
+class CountingStep:
+    """An augmented step that changes nothing, and counts what is asked of it."""
+
+    def __init__(self):
+        self.steps = keras.Variable(0, trainable=False, dtype="int32")
+        self.variables = [self.steps]
+        self.prepared, self.traced = 0, 0
+
+    def prepare(self, data):
+        self.prepared += 1
+
+    def __call__(self, train_step, data):
+        self.traced += 1
+        self.steps.assign(self.steps + 1)
+        return {**train_step(data), "steps": self.steps + 0}
+
+
+@pytest.mark.parametrize("own", ["none", "made", "set"])
+def test_a_train_function_serves_every_fit_and_the_model_keeps_its_own(own):
+    x, y = digits()
+    model, by_hand = network(), network()
+    if own == "set":
+        model.train_step = model.train_step
+    if own != "none":
+        model.make_train_function()
+    attributes = {key: vars(model).get(key) for key in ("train_step", "train_function")}
+    step = CountingStep()
+    train_function = framework().train_function(model, step)
+    assert {key: vars(model).get(key) for key in attributes} == attributes
+    assert ("train_step" in vars(model)) == (own == "set")
+
+    def run(**arguments):
+        class Install(keras.callbacks.Callback):
+            def on_train_begin(self, logs=None):
+                model.train_function = train_function
+
+        history = fit(model, x, y, Install(), epochs=2, **arguments)
+        model.train_function = None
+        return history["steps"]
+
+    model.train_on_batch(x[:4], y[:4])  # TensorFlow traces twice where one is made
+    by_hand.train_on_batch(x[:4], y[:4])
+    model.train_function = None
+    assert run() == [2, 4]
+    traced = step.traced
+    assert run() == [6, 8]
+    if backend.backend() != "torch":
+        assert step.traced == traced <= 2
+    assert step.prepared == (backend.backend() == "jax")
+    fit(by_hand, x, y, keras.callbacks.Callback(), epochs=4)
+    for ours, theirs in zip(model.variables, by_hand.variables):
+        np.testing.assert_allclose(
+            *map(ops.convert_to_numpy, (ours, theirs)), rtol=1e-4, atol=1e-6
+        )
 
 
 @pytest.mark.backends("jax")

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 import keras_structadv as ksa
-from experiments import datasets, models, search, table, train
-from experiments.train import ADVERSARIES, CONFIGS, load_cells
+from experiments import datasets, models, runs, search, table, train
+from experiments.cells import ADVERSARIES, CONFIGS, Cell, load_cells
+from experiments.plans import PLAIN, VARIANTS
 
 DATA = ("cifar10", "cifar100", "stl10")
 # Tables 1 and 2 of the paper, in percent, in the order of `DATA`.
@@ -85,7 +86,7 @@ def test_cells_run(cell, capsys):
 def test_adversaries_run_with_a_policy(adversary, capsys):
     changes = [f"adversary={adversary}", "policy=base"]
     (cell,) = load_cells("small/colour-glyphs", changes)
-    _, record = train.train(cell, 0, smoke=True)
+    _, record = runs.train(cell, 0, smoke=True)
     assert {"adversarial_loss_gain", "loss"} <= set(record["history"])
     assert set(record["accuracy"]) == {"same colours", "unseen colours"}
     assert json.loads(json.dumps(record)) == record
@@ -94,7 +95,7 @@ def test_adversaries_run_with_a_policy(adversary, capsys):
 def test_the_adversary_sees_raw_images_and_the_policy_comes_after_it():
     changes = ["adversary=flow", "policy=randaugment+base", "flow.rate=1"]
     (cell,) = load_cells("small/digits", changes)
-    model = train.build(cell, 0)
+    model = runs.build(cell, 0)
     kinds = [type(layer).__name__ for layer in model.layers]
     assert kinds == ["RandAugment", "PadAndCrop", "Cutout", "Sequential"]
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -160,16 +161,30 @@ def test_the_digest_is_of_what_changes_the_result(changes, same):
     assert (digests[0] == digests[1]) == same
 
 
+def test_recorded_runs_are_still_found_by_their_digests():
+    # Results are resumed by the digest: a change of it would train them all again.
+    results = CONFIGS.parent / "results"
+    for record in table.read_records(results / "small.jsonl"):
+        assert Cell(**record["settings"]).digest() == record["digest"], record["cell"]
+    recorded = {
+        (record["data"], record["digest"])
+        for record in table.read_records(results / "variants.jsonl")
+    }
+    assert recorded == {
+        (data, load_cells(f"small/{data}", PLAIN)[0].digest()) for data in VARIANTS
+    }
+
+
 def test_batches_change_from_epoch_to_epoch():
     x = np.arange(20)
     epochs = [
         [batch.numpy().tolist() for batch, _ in batches]
-        for batches in [train.shuffled(x, x, 8, seed=1)] * 3
+        for batches in [runs.shuffled(x, x, 8, seed=1)] * 3
     ]
     assert [len(batch) for batch in epochs[0]] == [8, 8, 4]
     assert all(sorted(sum(epoch, [])) == x.tolist() for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
-    again = train.shuffled(x, x, 8, seed=1)
+    again = runs.shuffled(x, x, 8, seed=1)
     assert [batch.numpy().tolist() for batch, _ in again] == epochs[0]
 
 
@@ -186,7 +201,7 @@ def test_data(name):
     held_out = next(iter(validation.values()))[0]
     seen = {image.tobytes() for image in x_rest}
     assert not any(image.tobytes() in seen for image in held_out)
-    if name in ("digits", "glyphs", "colour-glyphs"):
+    if name in datasets._EMBEDDED:
         assert len(x) == description.train_size == len(x_rest)
         assert len(next(iter(tests.values()))[0]) == description.test_size
         tested = next(iter(tests.values()))[0]
@@ -287,22 +302,22 @@ def test_an_interrupted_run_goes_on_with_its_epoch(tmp_path):
                 raise RuntimeError("interrupted")
 
     def callbacks(*arguments, **store):
-        return [*train.adversarial(*arguments, **store), Interrupted()]
+        return [*runs.adversarial(*arguments, **store), Interrupted()]
 
     with pytest.raises(RuntimeError, match="interrupted"):
-        train.train(cell, 0, state=tmp_path, callbacks=callbacks)
-    _, record = train.train(cell, 0, state=tmp_path, callbacks=callbacks)
+        runs.train(cell, 0, state=tmp_path, callbacks=callbacks)
+    _, record = runs.train(cell, 0, state=tmp_path, callbacks=callbacks)
     assert epochs == [0, 1, 2, 2]
     assert record["history"]["gradient_hit_rate"] > 0.5  # the store came back too
 
 
 @pytest.mark.slow
 def test_workers_are_renewed_and_no_job_is_lost():
-    results = dict(train.run_all([-3, -2, -1], abs, workers=2, tasks=1))
+    results = dict(runs.run_all([-3, -2, -1], abs, workers=2, tasks=1))
     assert results == {-3: 3, -2: 2, -1: 1}
     results = []
     with pytest.raises(TypeError, match="bad operand"):
-        results.extend(train.run_all(["no number", -2, -1], abs, workers=2))
+        results.extend(runs.run_all(["no number", -2, -1], abs, workers=2))
 
 
 def test_table():

@@ -4,7 +4,7 @@ import pytest
 from keras import ops
 
 import keras_structadv as ksa
-from keras_structadv.gradient_store import fingerprint
+from keras_structadv.training.fingerprint import fingerprint
 
 
 def numpy(x):

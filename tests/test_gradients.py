@@ -214,6 +214,34 @@ def test_targets_descend(images, labels, one_hot):
 
 @pytest.mark.parametrize(
     "loss,activation",
+    [("binary_crossentropy", "sigmoid"), ("categorical_crossentropy", "softmax")],
+)
+@pytest.mark.parametrize("target", ["most_confident_wrong", "random"])
+def test_classes_that_are_present_are_no_targets(images, loss, activation, target):
+    model = small_model(classes=4, activation=activation, compiled=False)
+    arguments = {"loss": loss}
+    labels = np.array([[1, 1, 0, 0], [1, 1, 0, 1], [1, 0, 1, 1]] * 2, "float32")
+    if loss == "categorical_crossentropy":
+        labels /= labels.sum(axis=1, keepdims=True)
+    actual = gradients_of(model, images, labels, target=target, **arguments)
+    towards = [
+        -gradients_of(model, images, labels=np.eye(4)[[k] * 6], **arguments)
+        for k in range(4)
+    ]
+    for k, y in enumerate(labels):
+        near = [np.allclose(actual[k], towards[c][k], atol=1e-7) for c in range(4)]
+        assert sum(near) == 1 and y[near.index(True)] == 0
+    everything = np.ones((6, 4), "float32")
+    none = gradients_of(model, images, everything, target=target, **arguments)
+    np.testing.assert_array_equal(none, 0)
+    labels[0] = 1
+    mixed = gradients_of(model, images, labels, target=target, **arguments)
+    np.testing.assert_array_equal(mixed[0], 0)
+    assert np.abs(mixed[1:]).max(axis=(1, 2, 3)).min() > 0
+
+
+@pytest.mark.parametrize(
+    "loss,activation",
     [
         ("sparse_categorical_crossentropy", "softmax"),
         ("categorical_crossentropy", "softmax"),

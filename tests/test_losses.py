@@ -3,14 +3,14 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_structadv.losses import (
+from keras_structadv.gradients.labels import (
     as_labels,
+    classes_present,
     most_confident_wrong,
     most_likely,
-    only_entry,
-    per_image_loss,
     random_wrong,
 )
+from keras_structadv.gradients.loss import only_entry, per_image_loss
 
 MODEL = keras.Sequential(name="host")
 
@@ -103,3 +103,55 @@ def test_wrong_labels_are_wrong():
     binary = np.array([[0.0], [1.0]])
     for choose in (most_confident_wrong, random_wrong):
         np.testing.assert_array_equal(choose(binary, np.full((2, 1), 0.7)), [[1], [0]])
+
+
+VECTORS = [  # labels and the classes that are present in them
+    ([1, 0, 0, 0], [0]),
+    ([1, 1, 0, 0], [0, 1]),
+    ([0, 1, 0, 1], [1, 3]),
+    ([0, 0, 0, 0], []),
+    ([1, 1, 1, 1], [0, 1, 2, 3]),
+    ([0.7, 0.3, 0.0, 0.0], [0, 1]),  # MixUp
+    ([0.025, 0.925, 0.025, 0.025], [1]),  # label smoothing
+    ([0.4, 0.3, 0.2, 0.1], [0]),  # a teacher's probabilities
+    ([0.25, 0.25, 0.25, 0.25], [0, 1, 2, 3]),
+    ([-1, 1, -1, 1], [1, 3]),  # as hinge losses take them
+]
+
+
+@pytest.mark.parametrize("vector,present", VECTORS)
+@pytest.mark.parametrize("shape", [(400,), (20, 5, 4)])
+def test_a_wrong_class_is_one_that_is_not_present(vector, present, shape):
+    labels = np.broadcast_to(np.array(vector), (*shape, 4))
+    predictions = np.random.default_rng(0).normal(size=(*shape, 4)).astype("float32")
+    found = ops.convert_to_numpy(classes_present(labels, predictions))
+    expected = np.isin(np.arange(4), present)
+    np.testing.assert_array_equal(found, np.broadcast_to(expected, found.shape))
+    confident = ops.convert_to_numpy(most_confident_wrong(labels, predictions))
+    drawn = ops.convert_to_numpy(random_wrong(labels, predictions, seed=1))
+    assert confident.shape == drawn.shape == shape
+    if len(present) == 4:
+        assert (confident == -1).all() and (drawn == -1).all()
+        return
+    masked = np.where(expected, -np.inf, predictions)
+    np.testing.assert_array_equal(confident, masked.argmax(-1))
+    counts = np.bincount(drawn.ravel(), minlength=4)
+    wrong = 4 - len(present)
+    assert counts[present].sum() == 0 and counts.sum() == 400
+    assert np.abs(counts[~expected] - 400 / wrong).max() < 4 * np.sqrt(400 / wrong)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 10, 1000])
+def test_one_class_is_drawn_as_ever(classes):
+    ids = np.random.default_rng(0).integers(0, classes, 50)
+    predictions = np.zeros((50, classes), "float32")
+    seed, again = keras.random.SeedGenerator(3), keras.random.SeedGenerator(3)
+    smooth = 0.9 * np.eye(classes)[ids] + 0.1 / classes
+    steps = [
+        ops.convert_to_numpy(keras.random.randint((50,), 1, classes, seed=again))
+        for _ in range(3)
+    ]
+    for labels, step in zip((ids, np.eye(classes)[ids], smooth), steps):
+        drawn = random_wrong(labels, predictions, seed=seed)
+        np.testing.assert_array_equal(drawn, (ids + step) % classes)
+    np.testing.assert_array_equal(*map(ops.convert_to_numpy, (seed.state, again.state)))

@@ -7,7 +7,9 @@ from PIL import Image, ImageEnhance, ImageOps
 
 import keras_structadv as ksa
 from experiments import policies
-from experiments.policies import AutoAugment, RandAugment, base_augmentation
+from experiments.base_augmentation import Cutout, PadAndCrop, base_augmentation
+from experiments.operations import apply_operations
+from experiments.policies import AutoAugment, RandAugment
 
 
 def enhanced(kind):
@@ -55,9 +57,7 @@ def photographs():
 def applied(images, name, strength):
     which = np.zeros(len(images), "int32")
     images = ops.convert_to_tensor(images, "float32")
-    return ops.convert_to_numpy(
-        policies.apply_operations(images, [(name, strength)], which)
-    )
+    return ops.convert_to_numpy(apply_operations(images, [(name, strength)], which))
 
 
 def by_pillow(function, images, strength):
@@ -116,7 +116,7 @@ def test_a_constant_choice_in_a_graph_is_as_exact(photographs):
 
 def applied_in_graph(images, strength):
     which = np.zeros(images.shape[0], "int32")
-    return policies.apply_operations(images, [("Posterize", strength)], which)
+    return apply_operations(images, [("Posterize", strength)], which)
 
 
 def test_translations_are_parts_of_the_size(photographs):
@@ -131,7 +131,7 @@ def test_each_image_gets_its_own_operation(photographs):
     operations = [("Identity", 0.0), *strengths.items()]
     images = varied(photographs, len(operations)).astype("float32")
     which = np.arange(len(operations), dtype="int32")[::-1].copy()
-    mixed = ops.convert_to_numpy(policies.apply_operations(images, operations, which))
+    mixed = ops.convert_to_numpy(apply_operations(images, operations, which))
     for image, k in zip(mixed, which):
         alone = applied(images[:1], *operations[k])[0]
         np.testing.assert_array_equal(image, alone)
@@ -143,7 +143,7 @@ def test_gradients_go_through_all_operations(photographs):
     images = tf.constant(varied(photographs, len(names)), "float32")
     with tf.GradientTape() as tape:
         tape.watch(images)
-        out = policies.apply_operations(
+        out = apply_operations(
             images, [(name, 0.6) for name in names], np.arange(len(names))
         )
         loss = tf.reduce_sum(out * tf.reshape(tf.range(3.0) - 0.7, (1, 1, 1, 3)))
@@ -283,7 +283,7 @@ def test_the_compute_dtype_is_kept(make, photographs):
 def test_fill_is_the_colour_beyond_the_border(photographs):
     images = np.maximum(varied(photographs, 64), 9).astype("float32")
     which = np.zeros(64, "int32")
-    out = policies.apply_operations(images, [("TranslateX", 1.0)], which, 3.0)
+    out = apply_operations(images, [("TranslateX", 1.0)], which, 3.0)
     np.testing.assert_array_equal(out[:, :, -10:], 3.0)
     layer = RandAugment(num_ops=1, magnitude=30, fill=3.0, seed=0)
     assert (np.asarray(layer(images, training=True)) == 3.0).all(-1).any()
@@ -336,7 +336,7 @@ def test_cutout_has_its_centre_anywhere(size):
 def test_base_augmentation_leaves_out_what_is_not_asked_for():
     assert base_augmentation(False, 0, 0) == []
     kinds = [type(layer) for layer in base_augmentation(True, 4, 16)]
-    assert kinds == [layers.RandomFlip, policies.PadAndCrop, policies.Cutout]
+    assert kinds == [layers.RandomFlip, PadAndCrop, Cutout]
 
 
 def test_flips_are_by_image(photographs):
@@ -353,8 +353,8 @@ def test_flips_are_by_image(photographs):
     [
         AutoAugment(fill=7.0, seed=3, name="a"),
         RandAugment(num_ops=3, magnitude=20, fill=7.0, seed=3),
-        policies.PadAndCrop(3, seed=3),
-        policies.Cutout(5, seed=3),
+        PadAndCrop(3, seed=3),
+        Cutout(5, seed=3),
     ],
     ids=lambda layer: type(layer).__name__,
 )
@@ -380,7 +380,7 @@ def test_config_round_trip(layer, photographs):
         (lambda: base_augmentation(True, -1, 0), "padding=-1"),
         (lambda: AutoAugment()(np.ones((2, 8, 8, 2))), r"\(2, 8, 8, 2\)"),
         (lambda: AutoAugment()(keras.Input((None, 8, 3))), "None"),
-        (lambda: policies.Cutout(3)(np.ones((8, 8, 3))), r"\(8, 8, 3\)"),
+        (lambda: Cutout(3)(np.ones((8, 8, 3))), r"\(8, 8, 3\)"),
     ],
 )
 def test_bad_input_is_named(make, message):

@@ -7,9 +7,21 @@ from conftest import small_model
 from keras import ops
 
 import keras_structadv as ksa
-from experiments import variants
+from experiments import plans, variants
+from experiments.altered import (
+    FlowInTrainingMode,
+    Mixed,
+    RecoloringInTrainingMode,
+    RecoloringJittered,
+    RecoloringMixed,
+    RecoloringSomeReversed,
+    SomeRandom,
+    SomeReversed,
+    SplitBatchNormalization,
+    first_half,
+)
+from experiments.cells import load_cells
 from experiments.controls import ColourJitter
-from experiments.train import load_cells
 from keras_structadv.flow import longest_displacement
 
 
@@ -24,9 +36,7 @@ def fields(kind, images, labels, **arguments):
     )
 
 
-@pytest.mark.parametrize(
-    "kind", [variants.Mixed, variants.SomeRandom, variants.SomeReversed]
-)
+@pytest.mark.parametrize("kind", [Mixed, SomeRandom, SomeReversed])
 def test_altered_flows_keep_their_length(kind, images, labels):
     images, labels = np.tile(images, (8, 1, 1, 1)), np.tile(labels, 8)
     plain = fields(ksa.AdversarialFlow, images, labels, max_displacement=(1, 1))
@@ -36,9 +46,9 @@ def test_altered_flows_keep_their_length(kind, images, labels):
     products = ops.convert_to_numpy(ops.sum(plain * altered, axis=(1, 2, 3)))
     length = ops.convert_to_numpy(ops.sum(plain**2, axis=(1, 2, 3)))
     same = np.isclose(products, length, rtol=1e-3)
-    if kind is variants.Mixed:
+    if kind is Mixed:
         assert products.mean() > 0 and not same.any()
-    elif kind is variants.SomeRandom:
+    elif kind is SomeRandom:
         assert 10 < same.sum() < 38
     else:
         reversed_ = np.isclose(products, -length, rtol=1e-3)
@@ -48,9 +58,9 @@ def test_altered_flows_keep_their_length(kind, images, labels):
 @pytest.mark.parametrize(
     "kind",
     [
-        variants.RecoloringMixed,
-        variants.RecoloringJittered,
-        variants.RecoloringSomeReversed,
+        RecoloringMixed,
+        RecoloringJittered,
+        RecoloringSomeReversed,
     ],
 )
 def test_altered_recolourings_keep_their_size(kind, images, labels):
@@ -65,7 +75,7 @@ def test_altered_recolourings_keep_their_size(kind, images, labels):
 
 
 def test_altered_reused_flows_leave_images_without_a_gradient(images):
-    layer = variants.Mixed(rate=1.0, seed=0)
+    layer = Mixed(rate=1.0, seed=0)
     codes = np.random.default_rng(0).normal(size=(6, 128)).astype("float32")
     codes[2] = 0
     flow = layer.decode(images, codes, 8, np.full(6, 2.0, "float32"))
@@ -73,9 +83,7 @@ def test_altered_reused_flows_leave_images_without_a_gradient(images):
     np.testing.assert_allclose(lengths, [2, 2, 0, 2, 2, 2], rtol=1e-4)
 
 
-@pytest.mark.parametrize(
-    "kind", [variants.FlowInTrainingMode, variants.RecoloringInTrainingMode]
-)
+@pytest.mark.parametrize("kind", [FlowInTrainingMode, RecoloringInTrainingMode])
 def test_gradient_in_training_mode(kind, images, labels):
     model = small_model()
     before = [ops.convert_to_numpy(x).copy() for x in model.variables]
@@ -97,7 +105,7 @@ def test_gradient_in_training_mode(kind, images, labels):
 
 
 def test_split_statistics():
-    layer = variants.SplitBatchNormalization(momentum=0.0)
+    layer = SplitBatchNormalization(momentum=0.0)
     x = np.random.default_rng(0).normal(size=(6, 4, 4, 2)).astype("float32")
     x[:3] += 5
     y = ops.convert_to_numpy(layer(x, training=True))
@@ -114,7 +122,7 @@ def test_split_statistics():
 
 
 def test_only_the_first_half_is_changed(images, labels):
-    kind = variants.first_half(ksa.AdversarialFlow)
+    kind = first_half(ksa.AdversarialFlow)
     layer = kind((2.0, 2.0), rate=0.5, value_range=(0, 1), seed=0).bind(small_model())
     augmented = layer.augment(images, labels)
     changed = np.any(augmented.images != images, axis=(1, 2, 3))
@@ -122,9 +130,9 @@ def test_only_the_first_half_is_changed(images, labels):
 
 
 def test_schedules():
-    assert [variants._late(x) for x in (0.0, 0.2, 0.25, 1.0)] == [0, 0, 1, 1]
-    assert [variants._warm_up(x) for x in (0.0, 0.25, 0.5, 1.0)] == [0, 0.5, 1, 1]
-    assert [variants._cool_down(x) for x in (0.0, 0.5, 0.75, 1.0)] == [1, 1, 0.5, 0]
+    assert [plans._late(x) for x in (0.0, 0.2, 0.25, 1.0)] == [0, 0, 1, 1]
+    assert [plans._warm_up(x) for x in (0.0, 0.25, 0.5, 1.0)] == [0, 0.5, 1, 1]
+    assert [plans._cool_down(x) for x in (0.0, 0.5, 0.75, 1.0)] == [1, 1, 0.5, 0]
 
 
 @pytest.mark.parametrize(
@@ -138,10 +146,10 @@ def test_schedules():
     ],
 )
 def test_a_variant_changes_one_thing(data, name, expected):
-    (cell,) = load_cells(f"small/{data}", variants.PLAIN)
-    (callback,) = variants.VARIANTS[data][name].callbacks(cell, 0, capacity=8)
+    (cell,) = load_cells(f"small/{data}", plans.PLAIN)
+    (callback,) = plans.VARIANTS[data][name].callbacks(cell, 0, capacity=8)
     config = callback.layers[0].get_config()
-    plain = variants.VARIANTS[data][name.split(",")[0]]
+    plain = plans.VARIANTS[data][name.split(",")[0]]
     (unchanged,) = plain.callbacks(cell, 0, capacity=8)
     unchanged = {**unchanged.layers[0].get_config(), "name": config["name"]}
     assert config == {**unchanged, **expected} != unchanged
@@ -153,7 +161,7 @@ def test_a_search_keeps_its_records(tmp_path, monkeypatch, capsys):
     path = tmp_path / "variants.jsonl"
     arguments = ["--data", "digits", "--seeds", "2", "--workers", "1"]
     arguments += ["--only", "none", "random", "--results", str(path)]
-    (cell,) = load_cells("small/digits", [*variants.PLAIN, "epochs=2"])
+    (cell,) = load_cells("small/digits", [*plans.PLAIN, "epochs=2"])
     monkeypatch.setattr(variants, "load_cells", lambda *_: [cell])
     variants.main(arguments)
     out = capsys.readouterr().out

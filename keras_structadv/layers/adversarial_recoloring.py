@@ -1,5 +1,6 @@
 """The photometric augmentation as a layer."""
 
+import warnings
 from typing import Any
 
 import keras
@@ -15,6 +16,7 @@ from keras_structadv.recoloring import (
     recoloring_from_basis,
     root_mean_square,
 )
+from keras_structadv.scaling import is_zero
 
 
 @keras.saving.register_keras_serializable(package="keras_structadv")
@@ -40,9 +42,21 @@ class AdversarialRecoloring(StructuredAdversary):
             the images: see `precompute_basis`.
         rtol: relative error, in the energy norm, at which the solve of an image stops.
         max_iterations: upper bound of the iterations, for all images.
-        **common: `rate`, `target`, `steps`, `loss`, `value_range`, `seed`,
-            `data_format`, `name` and `dtype`; see `StructuredAdversary`. `value_range`
-            has to be that of the images: `(0, 1)` for images scaled to [0, 1].
+        rate: the fraction of the images that is augmented, in [0, 1]. The gradient is
+            computed for `ceil(rate * batch)` images only.
+        target: `None` to ascend the loss of the true label; `"most_confident_wrong"`
+            or `"random"` to descend the loss of a wrong one.
+        steps: how often gradient, solve and application are repeated, >= 1; each
+            repetition has the full strength.
+        loss: a loss as `model.compile` takes it; `None` for the model's own.
+        value_range: the lowest and the highest value of the images: `(0, 1)` for
+            images scaled to [0, 1]. Magnitudes are fractions of it.
+        seed: integer; `None` for a random one.
+        data_format: `"channels_last"` or `"channels_first"`; `None` for Keras' own.
+        bounding_box_format: accepted for uniformity; a recolouring moves nothing.
+        name: of the layer.
+        dtype: as for every Keras layer. Fields are computed in float32.
+        **kwargs: further arguments of `keras.layers.Layer`.
 
     Input shape: (height, width, channels) or (batch, height, width, channels), alone,
         or with labels, or with labels and sample weights, or in a dict. There, the key
@@ -86,9 +100,32 @@ class AdversarialRecoloring(StructuredAdversary):
         rank: int | None = None,
         rtol: float = 0.1,
         max_iterations: int = 50,
-        **common: Any,
+        *,
+        rate: float = 0.5,
+        target: str | None = None,
+        steps: int = 1,
+        loss: Any = None,
+        value_range: tuple[float, float] = (0, 255),
+        seed: int | None = None,
+        data_format: str | None = None,
+        bounding_box_format: str | None = None,
+        name: str | None = None,
+        dtype: Any = None,
+        **kwargs: Any,
     ):
-        super().__init__(**common)
+        super().__init__(
+            rate=rate,
+            target=target,
+            steps=steps,
+            loss=loss,
+            value_range=value_range,
+            seed=seed,
+            data_format=data_format,
+            bounding_box_format=bounding_box_format,
+            name=name,
+            dtype=dtype,
+            **kwargs,
+        )
         check_recoloring_arguments(
             coherence, damping, edge_scale, lam, rank, rtol, max_iterations
         )
@@ -101,14 +138,35 @@ class AdversarialRecoloring(StructuredAdversary):
         self.rtol = float(rtol)
         self.max_iterations = int(max_iterations)
 
+    def check_unit(self, value: Any, highest: float) -> None:
+        """Warns of a magnitude that seems to be in the units of the images."""
+        if highest > 1:
+            low, high = self.value_range
+            warnings.warn(
+                f"Received magnitude={value}. It is a fraction of value_range "
+                f"{self.value_range}: for a change by {value} in the units of the "
+                f"images pass {highest:g} / {high - low:g}.",
+                stacklevel=4,
+            )
+
     def make_field(
-        self, images: Any, gradients: Any, strength: Any, basis: Any = None
+        self,
+        images: Any,
+        gradients: Any,
+        strength: Any,
+        basis: Any = None,
+        **extra: Any,
     ) -> Any:
         """Returns the perturbation, float32, the shape of the images."""
-        common = {"lam": self.lam, "value_range": self.value_range}
 
         def from_basis(gradients: Any, strength: Any, basis: Any) -> Any:
-            return recoloring_from_basis(gradients, basis, magnitude=strength, **common)
+            return recoloring_from_basis(
+                gradients,
+                basis,
+                magnitude=strength,
+                lam=self.lam,
+                value_range=self.value_range,
+            )
 
         def solve(images: Any, gradients: Any, strength: Any) -> Any:
             return adversarial_recoloring(
@@ -118,10 +176,11 @@ class AdversarialRecoloring(StructuredAdversary):
                 coherence=self.coherence,
                 damping=self.damping,
                 edge_scale=self.edge_scale,
+                lam=self.lam,
                 rank=self.rank,
                 rtol=self.rtol,
                 max_iterations=self.max_iterations,
-                **common,
+                value_range=self.value_range,
             )
 
         if basis is not None:
@@ -147,6 +206,7 @@ class AdversarialRecoloring(StructuredAdversary):
         size: int,
         strength: Any,
         basis: Any = None,
+        **extra: Any,
     ) -> Any:
         """Returns the perturbation that a code describes, the shape of the images."""
         height, width, channels = images.shape[1:]
@@ -154,20 +214,11 @@ class AdversarialRecoloring(StructuredAdversary):
         gradients = gradient_from_code(ops.reshape(codes, shape), (height, width))
         return self.make_field(images, gradients, strength, basis)
 
+    def measure(self, images: Any, changed: Any, field: Any, strength: Any) -> Any:
+        """Returns the size of each change after clipping, as `size_of` a field."""
+        change = root_mean_square(changed - images, self.value_range)
+        return ops.where(is_zero(field), 0.0, change)  # images may not be finite
+
     def size_of(self, field: Any) -> Any:
         """Returns the root mean square of each perturbation over the value range."""
         return root_mean_square(field, self.value_range)
-
-    def get_config(self) -> dict:
-        """Returns every constructor argument; the bound model is not one."""
-        return {
-            **super().get_config(),
-            "magnitude": self.magnitude,
-            "coherence": self.coherence,
-            "damping": self.damping,
-            "edge_scale": self.edge_scale,
-            "lam": self.lam,
-            "rank": self.rank,
-            "rtol": self.rtol,
-            "max_iterations": self.max_iterations,
-        }

@@ -3,8 +3,9 @@
 from typing import Any
 
 import numpy as np
-from keras import backend, ops
+from keras import ops
 
+from keras_structadv.backends import framework
 from keras_structadv.differences import forward_difference, forward_difference_adjoint
 
 
@@ -90,19 +91,8 @@ class ScreenedPoisson:
         """
         rows, columns, values = self.to_coordinates()
         indices = np.stack([rows, columns], axis=1)
-        values = values.astype("float32")
-        if backend.backend() == "tensorflow":
-            import tensorflow as tf
-
-            return tf.SparseTensor(indices, values, (self.size, self.size))
-        if backend.backend() == "jax":
-            from jax.experimental import sparse
-
-            return sparse.BCOO((values, indices), shape=(self.size, self.size))
-        raise NotImplementedError(
-            f"The {backend.backend()} backend has no sparse operator. "
-            'Use solver="dct", which is exact and faster.'
-        )
+        shape = (self.size, self.size)
+        return framework().sparse_matrix(indices, values.astype("float32"), shape)
 
     def to_dense(self) -> np.ndarray:
         """Returns the explicit matrix, float64, (N, N)."""

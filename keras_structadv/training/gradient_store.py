@@ -1,18 +1,17 @@
 """A store of gradients, one short code for each image, found by the image's content."""
 
-import functools
-import math
-import numbers
 import os
 import pathlib
-import tempfile
+import zipfile
+import zlib
 from typing import Any
 
 import keras
 import numpy as np
-from keras import backend, ops
+from keras import ops
 
 from keras_structadv.backends import framework
+from keras_structadv.checks import check_count
 
 _WAYS = 4
 
@@ -55,15 +54,12 @@ class GradientStore:
         backup_dir: str | os.PathLike | None = None,
         delete_checkpoint: bool = True,
     ):
-        for name, value in (("capacity", capacity), ("size", size)):
-            if not isinstance(value, numbers.Integral) or value < 1:
-                raise ValueError(f"Received {name}={value!r}. Pass an integer >= 1.")
-        self.capacity = -(-int(capacity) // _WAYS) * _WAYS
-        self.size = int(size)
+        self.capacity = -(-check_count("capacity", capacity) // _WAYS) * _WAYS
+        self.size = check_count("size", size)
         self.backup_dir = backup_dir
         self.delete_checkpoint = delete_checkpoint
-        self._keys = None
-        self._codes = None
+        self._keys: keras.Variable | Any = None
+        self._codes: keras.Variable | Any = None
         self._layout = ""
 
     @property
@@ -157,9 +153,11 @@ class GradientStore:
         place = ops.where(usable, place, self.capacity)
         # Of several that want one place, only the last one is written: key and code
         # are two tables, and a mixture of two images must not arise.
-        number = ops.arange(ops.shape(keys)[0], dtype="int32")
-        later = (place[:, None] == place[None, :]) & (number[:, None] < number[None, :])
-        place = ops.where(ops.any(later, axis=1), self.capacity, place)
+        order = ops.argsort(place)  # stable
+        ranked = ops.take(place, order)
+        last = ops.concatenate([ranked[1:] != ranked[:-1], ranked[:1] == ranked[:1]])
+        last = ops.take(last, ops.argsort(order))
+        place = ops.where(last, place, self.capacity)
         dropped = (place == self.capacity)[:, None]
         framework().write_rows(self._keys, place, ops.where(dropped, -1.0, keys))
         codes = ops.cast(ops.where(dropped, 0.0, codes), "float16")
@@ -167,25 +165,43 @@ class GradientStore:
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes the table to an `.npz` file, whole or not at all."""
+        if not self.built:
+            raise ValueError("The store is empty: it was not built. Train first.")
         path = pathlib.Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            np.savez(
-                file,
-                keys=ops.convert_to_numpy(self._keys),
-                codes=ops.convert_to_numpy(self._codes),
-                layout=self._layout,
-            )
-        os.replace(file.name, path)
+        fresh = path.with_name(f"{path.name}.{os.getpid()}.new")
+        try:
+            with open(fresh, "wb") as file:
+                np.savez(
+                    file,
+                    keys=ops.convert_to_numpy(self._keys),
+                    codes=ops.convert_to_numpy(self._codes),
+                    layout=self._layout,
+                )
+            os.replace(fresh, path)
+        finally:
+            fresh.unlink(missing_ok=True)
 
     def load(self, path: str | os.PathLike) -> None:
         """Reads a table that `save` wrote.
 
         Raises:
-            ValueError: if the capacity or what the codes are of differs.
+            ValueError: if the file is damaged, or its capacity or codes differ.
         """
-        with np.load(path, allow_pickle=False) as file:
-            keys, codes, layout = file["keys"], file["codes"], str(file["layout"])
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                keys, codes, layout = file["keys"], file["codes"], str(file["layout"])
+        except (
+            ValueError,
+            EOFError,
+            KeyError,
+            zipfile.BadZipFile,
+            zlib.error,
+        ) as error:
+            raise ValueError(
+                f"{path} is truncated or no gradient store ({error}). Delete it: the "
+                "next epoch makes the gradients anew."
+            ) from error
         if len(keys) != self.capacity + 1:
             raise ValueError(
                 f"The table in {path} has {len(keys) - 1} places, and this store "
@@ -206,47 +222,3 @@ class GradientStore:
         held = framework().read_rows(self._keys, ops.reshape(places, (-1,)))
         held = ops.reshape(held, (-1, _WAYS, 4))
         return places, ops.all(held == keys[:, None, :], axis=-1)
-
-
-def fingerprint(images: Any) -> Any:
-    """Returns a key of 64 bits for the content of each image.
-
-    Two sums of the pixels, as integers or by their bits, with random odd weights,
-    modulo 2**32. They are exact, so that they depend neither on the batch nor on how
-    the sum is compiled.
-
-    Args:
-        images: float or integer, (batch, ...), the other axes static.
-
-    Returns:
-        keys: float32, (batch, 4), whole numbers in [0, 2**16).
-    """
-    dtype = backend.standardize_dtype(images.dtype)
-    if backend.is_float_dtype(dtype):
-        images = framework().bits(ops.cast(images, "float32") + 0.0)  # -0.0 is 0.0
-        # The lower bits of round numbers are all zero, and a sum modulo 2**32 never
-        # moves anything down.
-        upper = ops.bitwise_and(ops.right_shift(images, 16), 0xFFFF)
-        images = ops.bitwise_xor(images, upper)
-    size = math.prod(images.shape[1:])
-    values = ops.reshape(ops.cast(images, "int32"), (-1, size))
-    if dtype in ("int64", "uint64"):  # the upper halves as well
-        upper = ops.reshape(ops.right_shift(images, 32), (-1, size))
-        values = ops.concatenate([values, ops.cast(upper, "int32")], axis=1)
-        size *= 2
-    parts = []
-    for weights in _weights(size):
-        total = ops.sum(ops.multiply(values, weights), axis=1)
-        parts += [
-            ops.bitwise_and(ops.right_shift(total, 16), 0xFFFF),
-            ops.bitwise_and(total, 0xFFFF),
-        ]
-    return ops.cast(ops.stack(parts, axis=1), "float32")
-
-
-@functools.lru_cache(maxsize=16)
-def _weights(size: int) -> np.ndarray:
-    random = np.random.default_rng(20201025).integers(0, 2**32, (2, size), np.uint32)
-    weights = (random | 1).view(np.int32)
-    weights.setflags(write=False)
-    return weights

@@ -1,0 +1,93 @@
+"""One training step of `fit` with a callback, as a function to be timed."""
+
+from collections.abc import Callable, Iterator
+
+import keras
+import numpy as np
+from keras import backend, ops
+
+Batch = tuple[np.ndarray, np.ndarray]
+
+
+def prepare(
+    model: keras.Model, batch: Batch, jit_compile: bool | str = "auto"
+) -> keras.Model:
+    """Compiles a classifier and creates all its variables.
+
+    Args:
+        model: from images to logits.
+        batch: images and labels.
+        jit_compile: as in `keras.Model.compile`.
+    """
+    model.compile(
+        keras.optimizers.SGD(1e-3, momentum=0.9),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        jit_compile=jit_compile,
+    )
+    model.optimizer.build(model.trainable_variables)
+    model.evaluate(*(x[:2] for x in batch), verbose=0)  # creates the loss tracker
+    return model
+
+
+def repeated(batch: Batch) -> Iterator:
+    """Repeats a batch forever, as an iterator for the train function of the backend."""
+    images, labels = (ops.convert_to_tensor(x) for x in batch)
+    if backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        data = tf.data.Dataset.from_tensors((images, labels)).repeat()
+        return iter(data.prefetch(tf.data.AUTOTUNE))
+    if backend.backend() == "torch":
+        return [(images, labels)]
+    return iter(lambda: (images, labels), None)
+
+
+def fit_step(
+    model: keras.Model, callback: keras.callbacks.Callback
+) -> Callable[[Iterator], dict[str, float]]:
+    """Begins a `fit` with a callback and returns its training step.
+
+    The step does what `fit` does for each batch: it calls the callback's hooks and the
+    model's train function.
+
+    Args:
+        model: as `prepare` returns it.
+        callback: the only callback.
+
+    Returns:
+        A function that trains on the next batch of an iterator, waits for the device
+        and returns the logs.
+    """
+    model.make_train_function(force=True)
+    callback.set_params({})
+    callback.set_model(model)
+    callback.on_train_begin()
+    callback.on_epoch_begin(0)
+    train = _train_on_jax(model) if backend.backend() == "jax" else None
+
+    def step(iterator: Iterator) -> dict[str, float]:
+        callback.on_train_batch_begin(0)
+        logs = train(iterator) if train else model.train_function(iterator)
+        logs = {name: float(value) for name, value in logs.items()}
+        callback.on_train_batch_end(0, logs)
+        return logs
+
+    return step
+
+
+def _train_on_jax(model: keras.Model) -> Callable[[Iterator], dict]:
+    """The train function on JAX, with the state that `fit` would pass on."""
+    parts = (
+        model.trainable_variables,
+        model.non_trainable_variables,
+        model.optimizer.variables,
+        model.metrics_variables,
+    )
+    state = tuple([x.value for x in part] for part in parts)
+
+    def train(iterator: Iterator) -> dict:
+        nonlocal state
+        logs, state = model.train_function(state, iterator)
+        return logs
+
+    return train

@@ -1,0 +1,214 @@
+"""Trains a cell with a seed: one run, or many side by side."""
+
+import concurrent.futures
+import dataclasses
+import multiprocessing
+import pathlib
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import keras
+import numpy as np
+
+import keras_structadv as ksa
+from experiments import datasets
+from experiments.base_augmentation import base_augmentation
+from experiments.cells import ADVERSARIES, Cell
+from experiments.models import MODELS
+from experiments.policies import AutoAugment, RandAugment
+
+_SMOKE_BATCH = 4
+_TASKS = 25  # of a worker process
+_CAPACITY = 65536
+
+
+def augmentation(cell: Cell, seed: int) -> list[keras.layers.Layer]:
+    """The layers of a cell's policy, to be put behind the input of the model.
+
+    The adversary changes the input, so it acts before them.
+    """
+    data = datasets.DESCRIPTIONS[cell.data]
+    made = []
+    for part in cell.policy.split("+"):
+        if part == "autoaugment":
+            made.append(AutoAugment(fill=data.fill, seed=seed))
+        elif part == "randaugment":
+            made.append(RandAugment(**cell.randaugment, fill=data.fill, seed=seed))
+        elif part == "base":
+            made += base_augmentation(data.flip, data.padding, data.cutout, seed=seed)
+    return made
+
+
+def build(cell: Cell, seed: int, **arguments: Any) -> keras.Model:
+    """Builds the model of a cell: raw images, policy, network, logits."""
+    data = datasets.DESCRIPTIONS[cell.data]
+    arguments = {**cell.model, **arguments}
+    model = MODELS[arguments.pop("name")](data.shape, data.classes, **arguments)
+    layers = augmentation(cell, seed)
+    if not layers:
+        return model
+    return keras.Sequential([keras.Input(data.shape), *layers, model])
+
+
+def adversarial(cell: Cell, seed: int, **store: Any) -> list[keras.callbacks.Callback]:
+    """A list with the callback of a cell's adversary, empty without one.
+
+    Args:
+        cell: the cell.
+        seed: seed of the fields.
+        **store: arguments of the `GradientStore`, if gradients are reused.
+    """
+    if ADVERSARIES[cell.adversary] is None:
+        return []
+    kind, table, gradient = ADVERSARIES[cell.adversary]
+    layer = kind(**getattr(cell, table), seed=seed)
+    if gradient == "reuse":
+        gradient = ksa.GradientStore(**store)
+    return [ksa.AdversarialTraining(layer, gradient=gradient)]
+
+
+def train(
+    cell: Cell,
+    seed: int,
+    *,
+    held_out: str = "test",
+    smoke: bool = False,
+    verbose: int | str = 0,
+    state: pathlib.Path | None = None,
+    callbacks: Callable[..., list] = adversarial,
+    **model: Any,
+) -> tuple[keras.Model, dict]:
+    """Trains a cell and measures its accuracy.
+
+    The seed sets the split, the initial weights, the order of the batches and all
+    random augmentation. Cells with one seed share all of these that they can.
+
+    Args:
+        cell: what to train.
+        seed: the seed.
+        held_out: the set to measure on after training: `"test"` or `"validation"`.
+        smoke: whether to take only two steps, on a few made-up images.
+        verbose: as in `model.fit`.
+        state: folder for the state of an unfinished run; `None` saves none.
+        callbacks: makes the callbacks of the adversary, as `adversarial` does.
+        **model: further arguments of the function that builds the model.
+
+    Returns:
+        The model, and its record as JSON holds it: the cell, the accuracy on each set,
+        the last entry of each list in `History`.
+    """
+    begin = time.time()
+    if smoke:
+        weights = {"weights": None} if "weights" in cell.model else {}
+        cell = dataclasses.replace(
+            cell, epochs=1, batch_size=_SMOKE_BATCH, model={**cell.model, **weights}
+        )
+    (x, y), sets = datasets.load(cell.data, seed, held_out, made_up=smoke)
+    if smoke:
+        x, y = x[: 2 * _SMOKE_BATCH], y[: 2 * _SMOKE_BATCH]
+        sets = {k: tuple(a[:_SMOKE_BATCH] for a in v) for k, v in sets.items()}
+    keras.utils.clear_session()
+    keras.utils.set_random_seed(seed)
+    keras.config.set_dtype_policy(cell.precision)
+    built = build(cell, seed, **model)
+    optimizer = dict(cell.optimizer)
+    name = optimizer.pop("name")
+    steps = cell.epochs * -(-len(x) // cell.batch_size)
+    rate = keras.optimizers.schedules.CosineDecay(optimizer.pop("learning_rate"), steps)
+    built.compile(
+        getattr(keras.optimizers, name)(rate, **optimizer),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+    )
+    store = {"capacity": max(_CAPACITY, 4 * len(x))}
+    called = []
+    if state is not None:
+        # Whoever writes the record deletes the folder afterwards.
+        kept = {"delete_checkpoint": False}
+        store |= {"backup_dir": state, **kept}
+        called = [
+            keras.callbacks.BackupAndRestore(state, double_checkpoint=True, **kept)
+        ]
+    called += callbacks(cell, seed, **store)
+    batches = shuffled(x, y, cell.batch_size, seed)
+    history = built.fit(
+        batches, epochs=cell.epochs, verbose=verbose, callbacks=called, shuffle=False
+    ).history
+    measured = {
+        key: built.evaluate(*arrays, max(cell.batch_size, 256), verbose=0)[1]
+        for key, arrays in sets.items()
+    }
+    return built, {
+        "cell": cell.name,
+        "seed": seed,
+        "held_out": held_out,
+        "accuracy": measured,
+        "history": {k: v[-1] for k, v in history.items() if v},
+        "paper": cell.paper,
+        "digest": cell.digest(),
+        "settings": dataclasses.asdict(cell),
+        "seconds": round(time.time() - begin, 1),
+        "versions": {"keras": keras.__version__, "backend": keras.backend.backend()},
+    }
+
+
+def shuffled(x: np.ndarray, y: np.ndarray, batch_size: int, seed: int) -> Any:
+    """Batches in a new order in each epoch; the seed fixes the orders.
+
+    After `keras.utils.set_random_seed`, `fit` with arrays repeats the same batches in
+    every epoch.
+    """
+    import tensorflow as tf
+
+    data = tf.data.Dataset.from_tensor_slices((x, y))
+    data = data.shuffle(len(x), seed=seed, reshuffle_each_iteration=True)
+    return data.batch(batch_size).prefetch(2)
+
+
+def run_all(
+    jobs: list,
+    measure: Callable[[Any], Any],
+    workers: int = 1,
+    tasks: int | None = _TASKS,
+) -> Iterable[tuple[Any, Any]]:
+    """Yields each job with its result as it ends; shows a progress bar.
+
+    Args:
+        jobs: arguments of `measure`, one for each call.
+        measure: a module's function, so that another process can import it.
+        workers: number of processes; several get one core each.
+        tasks: jobs after which a process is replaced, because Keras and TensorFlow
+            free little memory. `None` with one worker runs all jobs in this process.
+    """
+    progress = keras.utils.Progbar(len(jobs), unit_name="training")
+    if workers == 1 and tasks is None:
+        for number, job in enumerate(jobs):
+            yield job, measure(job)
+            progress.update(number + 1)
+        return
+    ended, tasks = 0, tasks or _TASKS
+    for first in range(0, len(jobs), workers * tasks):
+        with concurrent.futures.ProcessPoolExecutor(
+            max_workers=workers,
+            mp_context=multiprocessing.get_context("spawn"),  # TensorFlow does not fork
+            initializer=_one_thread if workers > 1 else None,
+        ) as pool:
+            some = jobs[first : first + workers * tasks]
+            running = {pool.submit(measure, job): job for job in some}
+            try:
+                for future in concurrent.futures.as_completed(running):
+                    yield running[future], future.result()
+                    ended += 1
+                    progress.update(ended)
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+
+def _one_thread() -> None:
+    """Limits a worker to one core; small models are no faster on two."""
+    import tensorflow as tf
+
+    tf.config.threading.set_intra_op_parallelism_threads(1)
+    tf.config.threading.set_inter_op_parallelism_threads(1)

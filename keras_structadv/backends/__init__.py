@@ -1,0 +1,43 @@
+"""What differs between TensorFlow, JAX and PyTorch; nothing else imports them.
+
+`framework()` is the backend in use, a `Framework`.
+"""
+
+from keras_structadv.backends.base import AugmentedStep, Framework
+from keras_structadv.backends.current import (
+    check_native,
+    framework,
+    full_precision,
+    fused,
+    kept_program,
+    largest,
+)
+from keras_structadv.backends.keras_state import (
+    compiled_loss_weights,
+    current_values,
+    has_replicas,
+    infers_shapes,
+    is_nested_call,
+    strategy_scope,
+)
+from keras_structadv.backends.snapshot import WeightSnapshot
+from keras_structadv.backends.train_step import replaced
+
+__all__ = [
+    "AugmentedStep",
+    "Framework",
+    "WeightSnapshot",
+    "check_native",
+    "compiled_loss_weights",
+    "current_values",
+    "framework",
+    "full_precision",
+    "fused",
+    "has_replicas",
+    "infers_shapes",
+    "is_nested_call",
+    "kept_program",
+    "largest",
+    "replaced",
+    "strategy_scope",
+]

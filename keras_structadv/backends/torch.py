@@ -1,0 +1,79 @@
+"""The methods for PyTorch; see `Framework` for what each has to do."""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_structadv.backends.base import AugmentedStep, Framework
+from keras_structadv.backends.keras_state import forced_train_function
+from keras_structadv.backends.train_step import check_calls, of_each_image
+
+
+class PyTorch(Framework):
+    """The methods for PyTorch."""
+
+    def gradients(
+        self, objective: Callable[[Any], tuple[Any, Any]], images: Any
+    ) -> tuple[Any, Any]:
+        import torch
+
+        with torch.enable_grad():
+            images = images.detach().requires_grad_(True)
+            value, extra = objective(images)
+            if not value.requires_grad:
+                return None, extra
+            (gradients,) = torch.autograd.grad(value, images, allow_unused=True)
+        return gradients, extra
+
+    def train_function(self, model: keras.Model, step: AugmentedStep) -> Callable:
+        # Where it is compiled, it is the plain step that is.
+        plain = forced_train_function(model)
+
+        def train_step(data: Any) -> Any:
+            return plain([data])
+
+        return lambda batches: step(train_step, batches[0])
+
+    def step_with_gradients(
+        self,
+        model: keras.Model,
+        train_step: Callable[[Any], Any],
+        pack: Callable[[Any], Any],
+        images: Any,
+    ) -> tuple[Any, Any]:
+        images = images.detach().requires_grad_(True)
+        for variable in model.trainable_variables:
+            variable.value.grad = None
+        scale = model.optimizer.scale_loss(1.0)
+        # Not the compiled step: PyTorch's compiler fails where an input has a gradient.
+        logs = model.train_step(pack(images))
+        weights = model.trainable_variables
+        if images.grad is None and all(x.value.grad is None for x in weights):
+            check_calls(model, "loss.backward", 0)
+        return logs, of_each_image(images.grad, scale, images)
+
+    def bits(self, x: Any) -> Any:
+        import torch
+
+        return x.view(torch.int32)
+
+    def read_rows(self, table: keras.Variable, rows: Any) -> Any:
+        return table.value.detach()[rows]
+
+    def write_rows(self, table: keras.Variable, rows: Any, values: Any) -> None:
+        table.value.detach()[rows] = values.detach()
+
+    def fused(self, function: Callable, in_eager: bool = False) -> Callable:
+        return function  # nothing is compiled, as Keras does by default
+
+    def apart(self, function: Callable) -> Callable:
+        import torch
+
+        # Layers made within a step confuse PyTorch's compiler.
+        return torch.compiler.disable(function)
+
+    def visible(self, x: Any) -> np.ndarray | None:
+        return ops.convert_to_numpy(x)

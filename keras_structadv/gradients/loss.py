@@ -1,0 +1,97 @@
+"""The loss of each single image."""
+
+import copy
+import numbers
+from collections.abc import Callable
+from typing import Any
+
+import keras
+from keras import ops
+
+
+def per_image_loss(model: keras.Model, loss: Any = None) -> Callable[[Any, Any], Any]:
+    """Returns `(labels, predictions) -> losses`, one loss for each image, (batch,).
+
+    The loss of an image is what `loss` reports for this image alone. A function that
+    reduces to a scalar by itself is taken as a mean over the batch.
+
+    Args:
+        model: the model whose compiled loss is taken when `loss` is `None`.
+        loss: a loss as `model.compile` takes it: name, function or `keras.losses.Loss`.
+
+    Returns:
+        The function.
+
+    Raises:
+        ValueError: if there is no loss, or more than one.
+    """
+    if loss is None:
+        loss = getattr(model, "loss", None)
+    loss = only_entry(loss)
+    if loss is None:
+        raise ValueError(
+            f"Model {model.name!r} has no compiled loss. Compile it with a loss, or "
+            "pass `loss` to the layer, to `bind` or to `per_image_gradients`."
+        )
+    if isinstance(loss, (list, tuple, dict)):
+        raise ValueError(
+            f"Received loss={loss!r}. Adversarial gradients are taken of one loss of "
+            "one output: pass it as `loss`."
+        )
+    return _PerImageLoss(loss)
+
+
+class _PerImageLoss:
+    def __init__(self, loss: Any):
+        self._sum = getattr(loss, "reduction", None) == "sum"
+        self.from_logits = bool(getattr(loss, "from_logits", False))
+        if isinstance(loss, keras.losses.Loss):
+            loss = copy.copy(loss)  # the user's own keeps its reduction
+            loss.reduction = None
+            name = type(loss).__name__ + loss.name
+        elif str(loss).lower() in ("crossentropy", "ce"):
+            name = loss  # the labels decide which
+        else:
+            loss = keras.losses.get(loss)
+            name = getattr(loss, "__name__", "")
+        self._loss = loss
+        self.takes_class_ids = "sparse" in name.lower()
+        self.is_binary = "binary" in name.lower()
+        self.ignore_class = getattr(loss, "ignore_class", None)
+
+    def __call__(self, labels: Any, predictions: Any) -> Any:
+        labels = ops.convert_to_tensor(labels)
+        if isinstance(self._loss, keras.losses.Loss):
+            losses = self._loss(labels, predictions)
+        else:
+            losses = self._call_function(labels, ops.cast(predictions, "float32"))
+        losses = ops.cast(losses, "float32")
+        if len(losses.shape) == 0:
+            return ops.broadcast_to(losses, ops.shape(predictions)[:1])
+        axes = tuple(range(1, len(losses.shape)))
+        return ops.sum(losses, axes) if self._sum else ops.mean(losses, axes)
+
+    def _call_function(self, labels: Any, predictions: Any) -> Any:
+        loss = self._loss
+        if isinstance(loss, str):
+            if predictions.shape[-1] == 1:
+                loss = keras.losses.binary_crossentropy
+            elif tuple(labels.shape) == tuple(predictions.shape):
+                loss = keras.losses.categorical_crossentropy
+            else:
+                loss = keras.losses.sparse_categorical_crossentropy
+        if len(labels.shape) == len(predictions.shape) - 1 and (
+            predictions.shape[-1] == 1
+        ):
+            labels = labels[..., None]  # (batch,) against (batch, 1) would broadcast
+        return loss(ops.cast(labels, "float32"), predictions)
+
+
+def only_entry(x: Any) -> Any:
+    """Returns the one entry of a list, tuple or dict that has one, else `x` itself."""
+    while isinstance(x, (list, tuple, dict)) and len(x) == 1:
+        (entry,) = x.values() if isinstance(x, dict) else x
+        if isinstance(entry, numbers.Number):  # the label of one image
+            break
+        x = entry
+    return x

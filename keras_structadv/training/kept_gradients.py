@@ -1,0 +1,92 @@
+"""The life of a gradient store: built, matched to a model, backed up, found useless."""
+
+import pathlib
+import warnings
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_structadv.backends import has_replicas
+from keras_structadv.layers.base import StructuredAdversary
+from keras_structadv.training.gradient_store import GradientStore
+
+_FEW_HITS = 0.01
+
+
+class KeptGradients:
+    """A store and the model whose gradients it holds.
+
+    Args:
+        store: the store.
+    """
+
+    def __init__(self, store: GradientStore):
+        self.store = store
+        self._model: weakref.ref | None = None
+        self._epochs = 0
+
+    def begin(self, model: keras.Model, layers: Sequence[StructuredAdversary]) -> None:
+        """Prepares the store for the training of a model.
+
+        Empties it for another model; reads the backup of an interrupted run.
+
+        Raises:
+            NotImplementedError: under a distribution strategy of TensorFlow.
+            ValueError: if a layer cannot reuse gradients.
+        """
+        if has_replicas(model):
+            raise NotImplementedError(
+                "Gradients cannot be reused under a distribution strategy yet. Pass "
+                'gradient="fresh".'
+            )
+        for layer in layers:
+            layer.check_reuse()
+        self._epochs = 0
+        if self._model is not None and self._model() is not model:
+            self.store.clear()
+        self._model = weakref.ref(model)
+        if self._backup and self._backup.exists():
+            self.store.load(self._backup)
+        # Where the size of the images is known, build the table before the step is
+        # traced: building it in the step would trace the step twice.
+        shape = getattr(model, "input_shape", None)
+        if isinstance(shape, tuple) and len(shape) == 4 and None not in shape[1:]:
+            self.build(ops.zeros((1, *shape[1:])), layers)
+
+    def build(self, images: Any, layers: Sequence[StructuredAdversary]) -> list[int]:
+        """Builds the table for such images; returns the length of each layer's code."""
+        size = self.store.size
+        lengths = [layer.code_length(images, size) for layer in layers]
+        kinds = (type(layer).__name__ for layer in layers)
+        layout = ", ".join(f"{n} of {kind}" for n, kind in zip(lengths, kinds))
+        self.store.build(sum(lengths), layout)
+        return lengths
+
+    def end_epoch(self, hit_rate: Any) -> None:
+        """Backs up the store; warns if its gradients are never found."""
+        if self._backup and self.store.built:
+            self.store.save(self._backup)
+        self._epochs += 1
+        if self._epochs == 2 and hit_rate < _FEW_HITS:
+            warnings.warn(
+                "In the second epoch hardly any image was met again, so that no "
+                "gradient could be reused. Images that are changed at random before "
+                "they reach the model are new in each epoch: move those layers into "
+                'the model, give "ids" with the images, or pass gradient="fresh". If '
+                "there are more images than places, pass a larger GradientStore. If an "
+                "epoch is but a part of the data, this may pass.",
+                stacklevel=3,
+            )
+
+    def end(self) -> None:
+        """Removes the backup of a finished run, unless it is to stay."""
+        if self._backup and self.store.delete_checkpoint:
+            self._backup.unlink(missing_ok=True)
+
+    @property
+    def _backup(self) -> pathlib.Path | None:
+        folder = self.store.backup_dir
+        return None if folder is None else pathlib.Path(folder, "gradient_store.npz")

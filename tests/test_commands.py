@@ -1,0 +1,125 @@
+"""Every command that the READMEs and the Makefile name is understood, and runs.
+
+Each takes its documented arguments, and each script runs once at its smallest size.
+"""
+
+import argparse
+import importlib
+import pathlib
+import re
+import shlex
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+PAGES = ("README.md", "benchmarks/README.md", "experiments/README.md", "Makefile")
+MODULE = re.compile(r"-m\s+((?:benchmarks|experiments)\.\w+)")
+DIGITS = "--config small/digits --set adversary=flow policy=none"
+# The arguments that make a script small. They come last, so that they win.
+SMALLEST = {
+    "benchmarks.accelerator": "--small --precision float32",
+    "benchmarks.demo": "--small --data digits colour-glyphs --picture demo.png",
+    "benchmarks.gallery": "--small --folder pictures",
+    "benchmarks.recoloring_solve": "--small",
+    "benchmarks.recoloring_strengths": "--small --rows 'colour jitter'",
+    "benchmarks.recoloring_structure": "--small --picture recoloring.png",
+    "benchmarks.reuse_variants": "--small",
+    "benchmarks.solve_and_warp": "--small",
+    "benchmarks.step_overhead": "--small --only 'flow, rate 1'",
+    "benchmarks.tf_data": "--small",
+    "experiments.search": f"--smoke --trials 1 {DIGITS}",
+    "experiments.table": "results.jsonl",
+    "experiments.train": f"--smoke {DIGITS}",
+    "experiments.variants": "--smoke --data digits --seeds 1 --only none reused "
+    "--workers 1",
+}
+# Words of what it prints at the end, or a file that it writes.
+SIGNS = {
+    "benchmarks.accelerator": "| recolouring, rate 1, reused |",
+    "benchmarks.demo": "demo.png",
+    "benchmarks.gallery": "pictures/steps.png",
+    "benchmarks.recoloring_solve": "| 32x32 x 4 |",
+    "benchmarks.recoloring_strengths": "| colour jitter | 0.2 |",
+    "benchmarks.recoloring_structure": "recoloring.png",
+    "benchmarks.reuse_variants": "| half random |",
+    "benchmarks.solve_and_warp": "| 32x32 x 4 | map_coordinates, XLA |",
+    "benchmarks.step_overhead": "| flow, rate 1, reused gradients |",
+    "benchmarks.tf_data": "| recolouring, callback, reused |",
+    "experiments.search": "best validation accuracy",
+    "experiments.table": "| flow-reused | none | 10 |",
+    "experiments.train": "small/digits/flow: two steps",
+    "experiments.variants": "| reused | 1 |",
+}
+
+pytestmark = pytest.mark.backends("tensorflow")
+
+
+def commands_of(page):
+    """Returns the commands of a page: module and arguments, as one would type them."""
+    text = (ROOT / page).read_text()
+    if page == "Makefile":
+        found = re.findall(r"^\t(.*)$", text, re.M)
+    else:
+        blocks = re.findall(r"^```\w*\n(.*?)^```", text, re.M | re.S)
+        rest = re.sub(r"^```\w*\n.*?^```", "", text, flags=re.M | re.S)
+        lines = "".join(blocks).replace("\\\n", " ").splitlines()
+        found = [*lines, *(" ".join(x.split()) for x in re.findall(r"`([^`]+)`", rest))]
+    commands = [
+        (match[1], shlex.split(line[match.end() :], comments=True))
+        for line in found
+        if (match := MODULE.search(line))
+    ]
+    assert len(commands) == len(MODULE.findall(text)), f"one of {page} was not read"
+    return commands
+
+
+COMMANDS = [
+    pytest.param(module, arguments, id=f"{page}: {' '.join([module, *arguments])}")
+    for page in PAGES
+    for module, arguments in commands_of(page)
+]
+
+
+def test_every_documented_script_has_a_smallest_size():
+    assert {command.values[0] for command in COMMANDS} == set(SMALLEST) == set(SIGNS)
+
+
+def test_targets_of_make_are_documented():
+    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.M)
+    for page in PAGES[:3]:
+        named = re.findall(r"\bmake (\w+)`", (ROOT / page).read_text())
+        assert set(named) <= set(targets)
+
+
+class Understood(Exception):
+    """Arguments were parsed."""
+
+
+@pytest.mark.parametrize("module, arguments", COMMANDS)
+def test_documented_arguments_are_understood(module, arguments, monkeypatch):
+    plain = argparse.ArgumentParser.parse_args
+
+    def parse(parser, *given):
+        raise Understood(plain(parser, *given))
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse)
+    with pytest.raises(Understood) as caught:
+        importlib.import_module(module).main(arguments)
+    options = vars(caught.value.args[0])
+    for config in options.get("config", ()) if module == "experiments.train" else ():
+        assert list((ROOT / "experiments/configs").glob(f"{config}.toml")) or list(
+            ROOT.glob(config)
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("module", SMALLEST)
+def test_the_script_runs(module, tmp_path, monkeypatch, capsys):
+    recorded = (ROOT / "experiments/results/small.jsonl").read_text()
+    (tmp_path / "results.jsonl").write_text(recorded)
+    monkeypatch.chdir(tmp_path)
+    arguments = next(c.values[1] for c in COMMANDS if c.values[0] == module)
+    main = importlib.import_module(module).main
+    main([*arguments, *shlex.split(SMALLEST[module])])
+    printed, sign = capsys.readouterr().out, SIGNS[module]
+    assert sign in printed or (tmp_path / sign).stat().st_size > 1000
