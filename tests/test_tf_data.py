@@ -249,7 +249,7 @@ def test_what_makes_no_sense_is_named(images, labels):
     with pytest.raises(ValueError, match="Received layer="):
         ksa.RefreshSnapshot(None)
     model = small_model()
-    with pytest.raises(ValueError, match="no snapshot to renew.*snapshot=True"):
+    with pytest.raises(ValueError, match="no snapshot to update.*snapshot=True"):
         refresh = ksa.RefreshSnapshot(flow_layer().bind(model))
         model.fit(images, labels, verbose=0, callbacks=[refresh])
     ragged = tf.ragged.stack([images[0], images[1][:5]])
