@@ -2,10 +2,12 @@
 
 from keras_structadv import datasets, visualization
 from keras_structadv.basis import precompute_basis
-from keras_structadv.flow import adversarial_flow
+from keras_structadv.flow import adversarial_flow, random_flow
 from keras_structadv.gradients import per_image_gradients
 from keras_structadv.layers.adversarial_flow import AdversarialFlow
 from keras_structadv.layers.adversarial_recoloring import AdversarialRecoloring
+from keras_structadv.layers.random_flow import RandomFlow
+from keras_structadv.layers.random_recoloring import RandomRecoloring
 from keras_structadv.recoloring import adversarial_recoloring
 from keras_structadv.training import (
     AdversarialTraining,
@@ -21,6 +23,8 @@ __all__ = [
     "AdversarialRecoloring",
     "AdversarialTraining",
     "GradientStore",
+    "RandomFlow",
+    "RandomRecoloring",
     "RefreshSnapshot",
     "adversarial_flow",
     "adversarial_recoloring",
@@ -28,5 +32,6 @@ __all__ = [
     "dense_image_warp",
     "per_image_gradients",
     "precompute_basis",
+    "random_flow",
     "visualization",
 ]

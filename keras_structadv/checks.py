@@ -75,6 +75,17 @@ def check_number(
         )
 
 
+def check_fraction(name: str, value: Any) -> float:
+    """Returns a number in [0, 1] as a `float`.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    if not isinstance(value, numbers.Real) or not 0 <= value <= 1:
+        raise ValueError(f"Received {name}={value!r}. Pass a fraction in [0, 1].")
+    return float(value)
+
+
 def check_count(name: str, value: Any, least: int = 1) -> int:
     """Returns an integer argument as Python's `int`.
 
@@ -102,6 +113,31 @@ def range_pair(name: str, value: Any) -> tuple[float, float]:
     return tuple(x.item() if isinstance(x, np.generic) else x for x in pair)
 
 
+def likely_range(
+    value_range: tuple[float, float], lowest: float, highest: float
+) -> tuple[float, float] | None:
+    """Returns the likely range of images that do not fit `value_range`.
+
+    Args:
+        value_range: the lowest and the highest value that are expected.
+        lowest: the smallest value of some images.
+        highest: their largest value.
+
+    Returns:
+        A pair (low, high). `None` if the images fit, or tell nothing because they are
+        constant or not finite.
+    """
+    if not -math.inf < lowest < highest < math.inf:
+        return None
+    low, high = value_range
+    span = high - low
+    outside = lowest < low - 0.01 * span or highest > high + 0.01 * span
+    if not outside and highest >= low + 0.03 * span:
+        return None
+    usual = [(0, 1), (-1, 1), (0, 255), (math.floor(lowest), math.ceil(highest))]
+    return next(x for x in usual if x[0] <= lowest and highest <= x[1])
+
+
 def strength_range(name: str, value: Any) -> tuple[float, float]:
     """Returns the range from which a layer draws its strengths.
 
@@ -115,7 +151,9 @@ def strength_range(name: str, value: Any) -> tuple[float, float]:
     Raises:
         ValueError: if the value is neither, or not 0 <= low <= high < infinity.
     """
-    pair = tuple(value) if isinstance(value, (tuple, list)) else (0.0, value)
+    pair: tuple[Any, ...] = (
+        tuple(value) if isinstance(value, (tuple, list)) else (0.0, value)
+    )
     numeric = len(pair) == 2 and all(isinstance(x, numbers.Real) for x in pair)
     if not numeric or not 0 <= pair[0] <= pair[1] < float("inf"):
         raise ValueError(

@@ -2,7 +2,6 @@
 
 import functools
 import io
-import math
 import warnings
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from keras import ops
 
+from keras_structadv.checks import likely_range
 from keras_structadv.warp import dense_image_warp
 
 if TYPE_CHECKING:
@@ -153,14 +153,8 @@ def _check_values(images: list[np.ndarray], value_range: tuple[float, float]) ->
     """Warns if the images do not fit `value_range`; the layers use the same rule."""
     lowest = float(min((image.min() for image in images), default=0))
     highest = float(max((image.max() for image in images), default=0))
-    if not -math.inf < lowest < highest < math.inf:
-        return  # constant images fit many ranges
-    low, high = value_range
-    span = high - low
-    outside = lowest < low - 0.01 * span or highest > high + 0.01 * span
-    if outside or highest < low + 0.03 * span:
-        usual = [(0, 1), (-1, 1), (0, 255), (math.floor(lowest), math.ceil(highest))]
-        likely = next(x for x in usual if x[0] <= lowest and highest <= x[1])
+    likely = likely_range(value_range, lowest, highest)
+    if likely is not None:
         warnings.warn(
             f"Received value_range={value_range} and images with values from "
             f"{lowest:.3g} to {highest:.3g}. They come out too dark or clipped. "

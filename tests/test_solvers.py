@@ -5,8 +5,10 @@ import pytest
 import scipy.linalg
 import scipy.sparse
 import scipy.sparse.linalg
+from conftest import small_model
 from keras import ops
 
+import keras_structadv as ksa
 from keras_structadv import datasets
 from keras_structadv.operators import EdgePreserving, ScreenedPoisson
 from keras_structadv.solvers import (
@@ -22,7 +24,7 @@ from keras_structadv.solvers import (
 
 SMALL = [(2, 2), (2, 9), (7, 5), (16, 16), (33, 20), (64, 64)]
 # Mean and largest number of iterations on photographs at the default rtol.
-PINNED = {32: (9, 19), 64: (11, 18), 128: (12, 17), 224: (11, 18)}
+PINNED = {32: (12.5, 26), 64: (15.5, 24), 128: (17, 25), 224: (16, 23)}
 LARGE = [(96, 96), (224, 224), (150, 224)]
 
 
@@ -77,11 +79,11 @@ def test_conjugate_gradients_stops_each_system_by_itself():
     rng = np.random.default_rng(0)
     operator = ScreenedPoisson(16, 16, 100.0)
     hard = rng.normal(size=(16, 16))
-    easy = np.ones((16, 16))  # an eigenvector: one iteration, and one to see it
+    easy = np.ones((16, 16))  # an eigenvector: one iteration, and three to see it
     rhs = np.stack([hard, easy, np.zeros((16, 16)), 1e-12 * hard]).astype("float32")
     x, info = conjugate_gradients(operator.matvec, rhs, rtol=1e-5)
     iterations = ops.convert_to_numpy(info.iterations)
-    assert iterations[1] == 2
+    assert iterations[1] == 4
     assert iterations[2] == 0
     assert iterations[0] == iterations[3] > 10  # scaling a system changes nothing
     assert np.all(ops.convert_to_numpy(info.error) <= 1e-5)
@@ -110,8 +112,8 @@ def test_iteration_counts():
         preconditioner=lambda r: solve_dct(operator, r),
         rtol=1e-4,
     )
-    assert ops.convert_to_numpy(plain.iterations).max() <= 100
-    assert ops.convert_to_numpy(exact.iterations).max() == 2
+    assert ops.convert_to_numpy(plain.iterations).max() <= 102
+    assert ops.convert_to_numpy(exact.iterations).max() == 4
 
 
 # The edge-preserving operator, against SciPy in float64.
@@ -171,6 +173,58 @@ def test_the_edge_preserving_solve_agrees_with_float64(size, channels):
         cosines.append(x @ y / (np.linalg.norm(x) * np.linalg.norm(y)))
     assert np.mean(cosines) >= 0.98
     assert np.min(cosines) >= 0.93
+
+
+def images_of(kind):
+    """Returns images scaled to [0, 1]."""
+    if kind == "colour glyphs":
+        return datasets.load_colour_glyphs()[1][0][:600:20] / 255
+    if kind == "pixel noise":
+        return np.random.default_rng(3).uniform(size=(8, 32, 32, 3))
+    return datasets.load_photographs(32, crops=2, seed=3)[1][0] / 255
+
+
+def accuracy(images, rhs, **form):
+    """Returns errors in the energy norm, angles in degrees, and what was reported."""
+    operator = EdgePreserving(images, **form)
+    solution, info = solve_edge_preserving(operator, rhs)
+    errors, angles = [], []
+    for i, found in enumerate(ops.convert_to_numpy(solution).astype("float64")):
+        x, y = exact(operator, rhs, i), found.ravel()
+        difference = matrix_of(operator, i) @ (y - x) @ (y - x)
+        errors.append(np.sqrt(difference / (rhs[i].ravel() @ x)))
+        cosine = x @ y / (np.linalg.norm(x) * np.linalg.norm(y))
+        angles.append(np.degrees(np.arccos(cosine)))
+    return np.array(errors), np.array(angles), ops.convert_to_numpy(info.error)
+
+
+# The docstrings of `adversarial_recoloring` and `SolveInfo` give these numbers.
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "kind,form,error,angle,factor",
+    [
+        ("photographs", {}, 0.2, 10, 2),
+        ("colour glyphs", {}, 0.2, 10, 2),
+        ("pixel noise", {}, 0.2, 10, 2),
+        ("photographs", {"coherence": 0.0}, 0.5, 30, 6),
+    ],
+)
+def test_the_default_rtol_is_as_accurate_as_documented(
+    kind, form, error, angle, factor
+):
+    images = images_of(kind).astype("float32")
+    model = small_model(10, images.shape[1:])
+    labels = np.arange(len(images)) % 10
+    found = [
+        accuracy(images, rhs / np.abs(rhs).max(axis=(1, 2, 3), keepdims=True), **form)
+        for rhs in (
+            np.random.default_rng(4).normal(size=images.shape).astype("float32"),
+            ops.convert_to_numpy(ksa.per_image_gradients(model, images, labels)),
+        )
+    ]
+    errors, angles, reported = map(np.concatenate, zip(*found))
+    assert errors.max() <= error and angles.max() <= angle
+    assert np.all(errors <= factor * reported)
 
 
 @pytest.mark.slow

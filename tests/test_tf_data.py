@@ -235,7 +235,7 @@ def test_a_snapshot_of_other_variables_says_so(images):
     model = small_model()
     layer = flow_layer().bind(model, snapshot=True)
     model.layers[-1].enable_lora(2)
-    with pytest.raises(ValueError, match="not those of which.*Bind again"):
+    with pytest.raises(ValueError, match="not those of the snapshot.*Bind again"):
         layer.binding.snapshot.refresh()
 
 

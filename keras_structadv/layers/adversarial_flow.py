@@ -1,5 +1,6 @@
 """The geometric augmentation as a layer."""
 
+import warnings
 from typing import Any
 
 import keras
@@ -14,6 +15,7 @@ from keras_structadv.flow import (
 )
 from keras_structadv.layers.annotations import is_mask, move_annotations
 from keras_structadv.layers.base import StructuredAdversary
+from keras_structadv.scaling import is_zero
 from keras_structadv.warp import compose_flows, dense_image_warp
 
 
@@ -75,6 +77,7 @@ class AdversarialFlow(StructuredAdversary):
 
     strength_name = "max_displacement"
     scale_name = "alpha"
+    stateless = True
     measure_name = "mean_displacement"
     moves_pixels = True
 
@@ -116,7 +119,19 @@ class AdversarialFlow(StructuredAdversary):
         self.alpha = None if alpha is None else float(alpha)
         self.solver = solver
 
-    def make_field(self, images: Any, gradients: Any, strength: Any) -> Any:
+    def check_unit(self, value: Any, highest: float) -> None:
+        """Warns of a displacement that is hardly a motion."""
+        if 0 < highest < 0.25:
+            warnings.warn(
+                f"Received max_displacement={value}. It is in pixels, not a fraction "
+                "of the image: nothing moves by a quarter of a pixel. Pass "
+                "about an eighth of the shorter side.",
+                stacklevel=4,
+            )
+
+    def make_field(
+        self, images: Any, gradients: Any, strength: Any, **extra: Any
+    ) -> Any:
         """Returns the flow, float32, (batch, height, width, 2), (dy, dx) in pixels."""
         return adversarial_flow(
             images,
@@ -157,7 +172,9 @@ class AdversarialFlow(StructuredAdversary):
         """Returns the lowest frequencies of `[d_y, d_x]`, (batch, 2, k, l)."""
         return flow_code(images, gradients, size)
 
-    def decode(self, images: Any, codes: Any, size: int, strength: Any) -> Any:
+    def decode(
+        self, images: Any, codes: Any, size: int, strength: Any, **extra: Any
+    ) -> Any:
         """Returns the flow that a code describes, (batch, height, width, 2), pixels."""
         height, width = images.shape[1:3]
         return flow_from_code(
@@ -166,6 +183,12 @@ class AdversarialFlow(StructuredAdversary):
             smoothness=self.smoothness,
             max_displacement=strength,
         )
+
+    def measure(self, images: Any, changed: Any, field: Any, strength: Any) -> Any:
+        """Returns the longest displacement of each flow, float32, (batch,), pixels."""
+        if self.alpha is None and self.steps == 1:
+            return ops.where(is_zero(field), 0.0, strength)  # as it was made
+        return self.size_of(field)
 
     def size_of(self, field: Any) -> Any:
         """Returns the longest displacement of each flow, float32, (batch,), pixels."""

@@ -1,11 +1,12 @@
 """The photometric augmentation as a layer."""
 
+import warnings
 from typing import Any
 
 import keras
 from keras import ops
 
-from keras_structadv.backends import fused
+from keras_structadv.backends import shared
 from keras_structadv.layers.base import StructuredAdversary
 from keras_structadv.recoloring import (
     adversarial_recoloring,
@@ -15,6 +16,7 @@ from keras_structadv.recoloring import (
     recoloring_from_basis,
     root_mean_square,
 )
+from keras_structadv.scaling import is_zero
 
 
 @keras.saving.register_keras_serializable(package="keras_structadv")
@@ -83,6 +85,7 @@ class AdversarialRecoloring(StructuredAdversary):
 
     strength_name = "magnitude"
     scale_name = "lam"
+    stateless = True
     measure_name = "mean_magnitude"
     moves_pixels = False
     uses_value_range = True
@@ -136,32 +139,41 @@ class AdversarialRecoloring(StructuredAdversary):
         self.rtol = float(rtol)
         self.max_iterations = int(max_iterations)
 
-    def make_field(
-        self, images: Any, gradients: Any, strength: Any, basis: Any = None
-    ) -> Any:
-        """Returns the perturbation, float32, the shape of the images."""
-        common = {"lam": self.lam, "value_range": self.value_range}
-
-        def from_basis(gradients: Any, strength: Any, basis: Any) -> Any:
-            return recoloring_from_basis(gradients, basis, magnitude=strength, **common)
-
-        def solve(images: Any, gradients: Any, strength: Any) -> Any:
-            return adversarial_recoloring(
-                images,
-                gradients,
-                magnitude=strength,
-                coherence=self.coherence,
-                damping=self.damping,
-                edge_scale=self.edge_scale,
-                rank=self.rank,
-                rtol=self.rtol,
-                max_iterations=self.max_iterations,
-                **common,
+    def check_unit(self, value: Any, highest: float) -> None:
+        """Warns of a magnitude that seems to be in the units of the images."""
+        if highest > 1:
+            low, high = self.value_range
+            warnings.warn(
+                f"Received magnitude={value}. It is a fraction of value_range "
+                f"{self.value_range}: for a change by {value} in the units of the "
+                f"images pass {highest:g} / {high - low:g}.",
+                stacklevel=4,
             )
 
+    def make_field(
+        self,
+        images: Any,
+        gradients: Any,
+        strength: Any,
+        basis: Any = None,
+        **extra: Any,
+    ) -> Any:
+        """Returns the perturbation, float32, the shape of the images."""
         if basis is not None:
-            return fused(from_basis)(gradients, strength, basis)
-        return fused(solve)(images, gradients, strength)
+            solve = shared(_from_basis, lam=self.lam, value_range=self.value_range)
+            return solve(gradients, strength, basis)
+        solve = shared(
+            _solved,
+            coherence=self.coherence,
+            damping=self.damping,
+            edge_scale=self.edge_scale,
+            lam=self.lam,
+            rank=self.rank,
+            rtol=self.rtol,
+            max_iterations=self.max_iterations,
+            value_range=self.value_range,
+        )
+        return solve(images, gradients, strength)
 
     def compose(self, first: Any, second: Any) -> Any:
         """Returns the sum of two perturbations."""
@@ -182,6 +194,7 @@ class AdversarialRecoloring(StructuredAdversary):
         size: int,
         strength: Any,
         basis: Any = None,
+        **extra: Any,
     ) -> Any:
         """Returns the perturbation that a code describes, the shape of the images."""
         height, width, channels = images.shape[1:]
@@ -189,6 +202,19 @@ class AdversarialRecoloring(StructuredAdversary):
         gradients = gradient_from_code(ops.reshape(codes, shape), (height, width))
         return self.make_field(images, gradients, strength, basis)
 
+    def measure(self, images: Any, changed: Any, field: Any, strength: Any) -> Any:
+        """Returns the size of each change after clipping, as `size_of` a field."""
+        change = root_mean_square(changed - images, self.value_range)
+        return ops.where(is_zero(field), 0.0, change)  # images may not be finite
+
     def size_of(self, field: Any) -> Any:
         """Returns the root mean square of each perturbation over the value range."""
         return root_mean_square(field, self.value_range)
+
+
+def _solved(images: Any, gradients: Any, strength: Any, **settings: Any) -> Any:
+    return adversarial_recoloring(images, gradients, magnitude=strength, **settings)
+
+
+def _from_basis(gradients: Any, strength: Any, basis: Any, **settings: Any) -> Any:
+    return recoloring_from_basis(gradients, basis, magnitude=strength, **settings)

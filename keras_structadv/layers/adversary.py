@@ -14,91 +14,20 @@ from keras_structadv.gradients import gradients_of
 from keras_structadv.gradients.inputs import keys_beside_images, pack_beside_images
 from keras_structadv.gradients.labels import random_wrong
 from keras_structadv.layers.annotations import MAY_BE_MASKS
-from keras_structadv.layers.binding import Binding, is_inside
 from keras_structadv.layers.contract import (
     ANNOTATIONS,
     KEYS,
-    ImageLayer,
     with_batch_axis,
     without_batch_axis,
 )
-from keras_structadv.layers.layout import Layout
+from keras_structadv.layers.hooks import Hooks
 from keras_structadv.layers.passes import current_probe, current_step
 from keras_structadv.layers.selection import Augmented, Selection
 from keras_structadv.scaling import is_zero
 
 
-class Adversary(ImageLayer):
-    """Augments images along a structured gradient. A subclass defines the field."""
-
-    # The arguments, set by `StructuredAdversary`.
-    rate: float
-    target: str | None
-    steps: int
-    loss: Any
-    value_range: tuple[float, float]
-    layout: Layout
-    seed_generator: keras.random.SeedGenerator
-    binding: Binding
-    checks_values: bool
-
-    # What a subclass defines.
-
-    uses_value_range: bool = False
-    """Whether the result depends on `value_range`."""
-
-    extra_keys: tuple[str, ...] = ()
-    """Keys of a dict of data that `make_field` and `decode` take as arguments."""
-
-    def make_field(
-        self, images: Any, gradients: Any, strength: Any, **extra: Any
-    ) -> Any:
-        """Returns the fields for channels-last images, their gradients, strengths."""
-        raise NotImplementedError
-
-    def compose(self, first: Any, second: Any) -> Any:
-        """Returns the field that does what `first` and then `second` do."""
-        raise NotImplementedError
-
-    def apply(self, images: Any, field: Any) -> Any:
-        """Returns channels-last float32 images changed by a field."""
-        raise NotImplementedError
-
-    def size_of(self, field: Any) -> Any:
-        """Returns the size of each field, float32, (batch,), in the strength's unit."""
-        raise NotImplementedError
-
-    def measure(self, field: Any, strength: Any) -> Any:
-        """Returns the size of each field, float32, (batch,), in the strength's unit."""
-        raise NotImplementedError
-
-    def encode(self, images: Any, gradients: Any, size: int) -> Any:
-        """Returns the lowest frequencies of what the field is made from."""
-        raise NotImplementedError
-
-    def decode(
-        self, images: Any, codes: Any, size: int, strength: Any, **extra: Any
-    ) -> Any:
-        """Returns the fields for channels-last images and the codes of `encode`."""
-        raise NotImplementedError
-
-    def move(self, data: dict, field: Any, images: Any) -> dict:
-        """Returns the entries of `data` that move with the images, moved.
-
-        Args:
-            data: labels, masks, boxes, points, under the keys of `call`.
-            field: the field of each image.
-            images: the images, for their shape.
-        """
-        return {}
-
-    def is_mask(self, x: Any, images: Any) -> bool:
-        """Returns whether labels or weights belong to pixels and move with them."""
-        return False
-
-    def draw_strength(self, count: Any) -> Any:
-        """Returns the random strength of each of `count` images, float32, (count,)."""
-        raise NotImplementedError
+class Adversary(Hooks):
+    """Augments images along a structured gradient; `Hooks` define the field."""
 
     # The loop.
 
@@ -122,6 +51,7 @@ class Adversary(ImageLayer):
             pack: `(images, chosen) -> inputs` of the model; see `images_among`. `None`
                 where the images are the only input.
         """
+        self.layout.check(images, self.name)
         whole = self.layout.channels_last(ops.cast(images, "float32"))
         selection = Selection.drawn(self.rate, ops.shape(whole)[0], self.draw_uniform)
         originals, labels, targets, extra = (
@@ -129,61 +59,110 @@ class Adversary(ImageLayer):
         )
         drawn = self.draw_strength(ops.shape(originals)[0])
         drawn = strength * selection.active * drawn
-        given = pack and functools.partial(pack, chosen=selection.places)
-        forward = self.binding.forward(self, given)
+        pack = pack and functools.partial(pack, chosen=selection.places)
+        field, changed, gain = self._perturbed(
+            originals, labels, targets, drawn, extra, pack
+        )
+        sizes = self.measure(originals, changed, field, drawn)
+        changed = self.layout.restored(selection.put_back(whole, changed))
+        return Augmented(changed, field, sizes, gain, selection)
+
+    def fields(self, images: Any, labels: Any = None) -> Any:
+        """Returns a field for each image, whatever `rate` is, without applying it.
+
+        Args:
+            images: (batch, height, width, channels), or channels first.
+            labels: as the model's loss takes them; `None` for the model's own.
+
+        Returns:
+            The fields, float32, (batch, height, width, ...): flows or perturbations,
+            which `apply(images, fields)` applies to these or to other images, float32
+            and channels last.
+
+        Raises:
+            ValueError: if the layer is not bound, or images and labels do not fit.
+        """
+        images, labels = (
+            None if x is None else ops.convert_to_tensor(x) for x in (images, labels)
+        )
+        if len(images.shape) != 4:
+            raise ValueError(
+                f"Received images of shape {tuple(images.shape)}. Pass a batch of rank "
+                "4; images[None] is a batch of one."
+            )
+        if labels is not None:
+            check_length("labels", labels, images)
+        originals = self.layout.channels_last(ops.cast(images, "float32"))
+        drawn = self.draw_strength(ops.shape(originals)[0])
+        return self._perturbed(originals, labels, None, drawn, {}, None)[0]
+
+    def _perturbed(
+        self,
+        originals: Any,
+        labels: Any,
+        targets: Any,
+        strength: Any,
+        extra: dict,
+        pack: Callable[..., Any] | None,
+    ) -> tuple[Any, Any, Any]:
+        """Returns `(fields, changed images, gains)` for channels-last images."""
+        forward = self.binding.forward(self, pack) if self.takes_gradient else None
         current, field, gain = originals, None, 0.0
         for _ in range(self.steps):
-            gradients = self.gradient(
-                lambda x: forward(self.layout.restored(x)), current, labels, targets
-            )
+            gradients = None
+            if forward is not None:
+                gradients = self.gradient(
+                    lambda x: forward(self.layout.restored(x)), current, labels, targets
+                )
             # To the layers before this one in a model, the field is a constant.
             step = self.make_field(
-                ops.stop_gradient(current), gradients, drawn, **extra
+                ops.stop_gradient(current), gradients, strength, **extra
             )
             field = step if field is None else self.compose(field, step)
             moved = self._applied(originals, field)
-            rise = ops.sum(gradients * (moved - current), axis=(1, 2, 3))
-            gain = gain + ops.where(is_zero(step), 0.0, rise)
+            if gradients is not None:
+                rise = ops.sum(gradients * (moved - current), axis=(1, 2, 3))
+                gain = gain + ops.where(is_zero(step), 0.0, rise)
             current = moved
-        sizes = self.measure(field, drawn)
-        changed = self.layout.restored(selection.put_back(whole, current))
-        return Augmented(changed, field, sizes, gain, selection)
+        return field, current, gain if self.takes_gradient else None
 
-    def augment_from_codes(
-        self,
-        images: Any,
-        codes: Any,
-        found: Any,
-        size: int,
-        strength: Any = 1.0,
-        extra: dict | None = None,
-    ) -> Augmented:
-        """Augments a batch by gradients that were kept as codes.
+    def draw_for(self, found: Any, strength: Any) -> tuple[Any, Any]:
+        """Draws which images with a code are augmented, and the strength of each.
 
-        All images are moved, some of them by nothing: no gradient is saved by picking
-        some, and picking and putting back costs more than moving.
+        Args:
+            found: bool, (batch,), whether an image has a code.
+            strength: factor in [0, 1] on the drawn strengths.
+
+        Returns:
+            Both float32, (batch,): 1.0 where it is augmented, else 0.0; the strength,
+            zero where it is not.
+        """
+        active = ops.cast(found, "float32")
+        batch = ops.shape(active)[0]
+        selection = Selection.drawn(self.rate, batch, self.draw_uniform)
+        active = active * selection.put_back(ops.zeros_like(active), selection.active)
+        return active, strength * active * self.draw_strength(batch)
+
+    def changed_by_codes(
+        self, images: Any, codes: Any, strength: Any, extra: dict, size: int
+    ) -> tuple[Any, Any, Any]:
+        """Returns `(changed images, fields, sizes)` for gradients kept as codes.
+
+        It draws nothing. All images are moved, some by nothing: picking some would save
+        no gradient.
 
         Args:
             images: (batch, height, width, channels), or channels first.
             codes: float32, (batch, length), as `encode` made them.
-            found: bool, (batch,); the other images stay as they are.
-            size: the k of `encode`.
-            strength: factor in [0, 1] on the drawn strengths.
+            strength: float32, (batch,), of each image.
             extra: the data under the `extra_keys`, one entry for each image.
-
-        Returns:
-            An `Augmented` without a gain.
+            size: the k of `encode`.
         """
         originals = self.layout.channels_last(ops.cast(images, "float32"))
-        active = ops.cast(found, "float32")
-        batch = ops.shape(originals)[0]
-        selection = Selection.drawn(self.rate, batch, self.draw_uniform)
-        active = active * selection.put_back(ops.zeros_like(active), selection.active)
-        drawn = strength * active * self.draw_strength(batch)
-        field = self.decode(originals, codes, size, drawn, **(extra or {}))
-        changed = self.layout.restored(self._applied(originals, field))
-        sizes = self.measure(field, drawn)
-        return Augmented(changed, field, sizes, None, Selection(None, active))
+        field = self.decode(originals, codes, size, strength, **extra)
+        changed = self._applied(originals, field)
+        sizes = self.measure(originals, changed, field, strength)
+        return self.layout.restored(changed), field, sizes
 
     def gradient(
         self,
@@ -238,11 +217,9 @@ class Adversary(ImageLayer):
         return self._augment_batch(data)
 
     def _augments(self, images: Any, training: bool | None) -> bool:
-        model = self.binding.model
         if training is None:
-            ours = model is not None and not is_inside(self, model)
-            in_step = current_step(model) is not None
-            training = in_step or ours or not is_nested_call(self)
+            in_step = current_step(self.binding.model) is not None
+            training = in_step or not is_nested_call(self)
         nothing = self.rate == 0 or images.shape[0] == 0
         return training and not nothing and not infers_shapes()
 

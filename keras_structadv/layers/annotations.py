@@ -71,18 +71,22 @@ def is_mask(x: Any, images: Any, layout: Layout) -> bool:
     """Returns whether labels or weights have the height and width of the images.
 
     Raises:
-        ValueError: if they are images of another size.
+        ValueError: if they have rank 3 or 4, but another size: they cannot move.
     """
     if x is None:
         return False
-    mask = layout.size(x) == layout.size(images)
-    if not mask and len(x.shape) == 4:
+    size = layout.size(x)
+    if size == layout.size(images):
+        return True
+    if size is not None:
         raise ValueError(
-            f"Received labels of shape {tuple(x.shape)} for images of shape "
-            f"{tuple(images.shape)}. They would have to move with the images, and "
-            "have another size: resize them in the model or in its loss."
+            f"Received labels or weights of shape {tuple(x.shape)} for images of shape "
+            f"{tuple(images.shape)}. They would stay while the image moves. Resize "
+            "masks to the images; pass boxes and points to the layer in a dict, under "
+            '"bounding_boxes" and "keypoints"; flatten labels that do not move, such '
+            "as text, to (batch, n)."
         )
-    return mask
+    return False
 
 
 def move_mask(masks: Any, flow: Any, layout: Layout) -> Any:

@@ -1,25 +1,31 @@
 """What the adversarial layers share: arguments, the bound model, the configuration."""
 
 import difflib
+import functools
+import hashlib
 import inspect
+import json
 import math
-import numbers
 from typing import Any
 
 import keras
-from keras import ops
 
 from keras_structadv.backends import WeightSnapshot
-from keras_structadv.checks import check_count, range_pair, strength_range
+from keras_structadv.checks import (
+    check_count,
+    check_fraction,
+    range_pair,
+    strength_range,
+)
 from keras_structadv.gradients.labels import TARGETS
 from keras_structadv.layers.adversary import Adversary
 from keras_structadv.layers.annotations import BOX_FORMATS
 from keras_structadv.layers.binding import Binding
 from keras_structadv.layers.layout import Layout
 from keras_structadv.layers.value_range import check_values
-from keras_structadv.scaling import is_zero
 
 _TARGETS = (None, *TARGETS)
+_OF_KERAS = {"activity_regularizer", "batch_shape", "input_shape", "trainable"}
 _SYNONYMS = {
     "p": "rate",
     "probability": "rate",
@@ -86,8 +92,6 @@ class StructuredAdversary(Adversary):
     ):
         self._check_names(kwargs)
         super().__init__(name=name, dtype=dtype, **kwargs)
-        if not isinstance(rate, numbers.Real) or not 0 <= rate <= 1:
-            raise ValueError(f"Received rate={rate!r}. Pass a fraction in [0, 1].")
         if target not in _TARGETS:
             raise ValueError(
                 f"Received target={target!r}. Pass one of {_TARGETS}, or give labels "
@@ -98,16 +102,16 @@ class StructuredAdversary(Adversary):
                 f"Received bounding_box_format={bounding_box_format!r}. Pass one of "
                 f"{BOX_FORMATS}."
             )
-        self.rate = float(rate)
+        self.rate = check_fraction("rate", rate)
         self.target = target
         self.steps = check_count("steps", steps)
         self.loss = loss
         self.value_range = range_pair("value_range", value_range)
-        self.seed = seed
+        self.seed = None if seed is None else check_count("seed", seed, least=0)
         self.layout = Layout.named(data_format)
         self.data_format = self.layout.data_format
         self.bounding_box_format = bounding_box_format
-        self.seed_generator = keras.random.SeedGenerator(seed)
+        self.seed_generator = keras.random.SeedGenerator(self.stream())
         self.binding = Binding()
         self._values_checked = False
 
@@ -115,9 +119,7 @@ class StructuredAdversary(Adversary):
     def _check_names(cls, unknown: dict) -> None:
         """Raises a `TypeError` for an argument that no layer has, with a hint."""
         known = set(inspect.signature(cls).parameters) - {"kwargs"}
-        for name in set(unknown) - set(
-            inspect.signature(keras.layers.Layer).parameters
-        ):
+        for name in set(unknown) - _OF_KERAS:
             near = difflib.get_close_matches(name, known, 1)
             hint = _SYNONYMS.get(name) or (near[0] if near else None)
             raise TypeError(
@@ -156,23 +158,31 @@ class StructuredAdversary(Adversary):
         self.binding = Binding(model, loss, copy)
         return self
 
+    def stream(self) -> int | None:
+        """Returns the seed of the draws: another one for flows than for recolourings.
+
+        Otherwise two layers with one seed would choose the same images and strengths.
+        """
+        if self.seed is None:
+            return None
+        digest = hashlib.sha256(f"{self.strength_name} {self.seed}".encode()).digest()
+        return int.from_bytes(digest[:4], "little") // 2
+
     def _set_strength(self, value: Any) -> None:
         """Sets the argument from which the strengths are drawn, a number or a pair."""
         self._strength_range = strength_range(self.strength_name, value)
         pair = isinstance(value, (tuple, list))
         kept = self._strength_range if pair else self._strength_range[1]
         setattr(self, self.strength_name, kept)
+        self.check_unit(kept, self._strength_range[1])
+
+    def check_unit(self, value: Any, highest: float) -> None:
+        """Warns of a strength that seems to be in another unit than the layer's."""
 
     def draw_strength(self, count: Any) -> Any:
         """Returns the random strength of each of `count` images, float32, (count,)."""
         low, high = self._strength_range
         return low + (high - low) * self.draw_uniform(count)
-
-    def measure(self, field: Any, strength: Any) -> Any:
-        """Returns the size of each field, float32, (batch,), in the strength's unit."""
-        if getattr(self, self.scale_name) is None and self.steps == 1:
-            return ops.where(is_zero(field), 0.0, strength)  # as it was made
-        return self.size_of(field)
 
     @property
     def checks_values(self) -> bool:
@@ -192,6 +202,11 @@ class StructuredAdversary(Adversary):
 
     def check_reuse(self) -> None:
         """Raises a `ValueError` where the gradient of training cannot serve."""
+        if not self.takes_gradient:
+            raise ValueError(
+                f"Received a layer of type {type(self).__name__}, whose fields are "
+                'random: there is no gradient to reuse. Pass gradient="fresh".'
+            )
         loss = self._loss_in_use
         if self.target is not None or self.steps > 1 or loss is not None:
             raise ValueError(
@@ -206,6 +221,32 @@ class StructuredAdversary(Adversary):
                 f"gradient only the direction is kept: leave {self.scale_name}=None, "
                 'or pass gradient="fresh".'
             )
+
+    def __getattr__(self, name: str) -> Any:
+        """Raises an `AttributeError`; says what to do where a callback was expected."""
+        if name in ("on_batch_end", "set_model", "set_params"):
+            raise AttributeError(
+                f"Received layer {self.name!r} among the callbacks. Pass "
+                "callbacks=[AdversarialTraining(layer)]."
+            )
+        other = getattr(super(), "__getattr__", None)
+        if other is not None:  # PyTorch keeps parameters there
+            return other(name)
+        raise AttributeError(f"{type(self).__name__!r} has no attribute {name!r}.")
+
+    def twin(self) -> "StructuredAdversary | None":
+        """Returns one unbound layer for all layers with these arguments.
+
+        The strength, which is drawn, and the arguments around the gradient do not
+        count. `None` for a subclass that is not `stateless`.
+        """
+        if not vars(type(self)).get("stateless"):
+            return None
+        config = self.get_config()
+        config |= {"name": "twin", "trainable": True}
+        config |= {"seed": 0, "rate": 1.0, "loss": None}
+        config[self.strength_name] = 0.0
+        return _twin(type(self), json.dumps(config, sort_keys=True))
 
     def get_config(self) -> dict:
         """Returns every constructor argument; the bound model is not one."""
@@ -224,3 +265,8 @@ class StructuredAdversary(Adversary):
             loss = keras.saving.deserialize_keras_object(config["loss"])
             config = {**config, "loss": loss}
         return super().from_config(config)
+
+
+@functools.cache
+def _twin(kind: type[StructuredAdversary], config: str) -> StructuredAdversary:
+    return kind.from_config(json.loads(config))

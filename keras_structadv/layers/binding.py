@@ -98,8 +98,8 @@ def layers_inside(model: keras.layers.Layer) -> list[ImageLayer]:
             continue
         # Composite layers keep their parts in attributes, or in lists and dicts.
         for value in (*getattr(one, "layers", ()), *vars(one).values()):
-            entries = value.values() if isinstance(value, dict) else [value]
-            if isinstance(value, (list, tuple)):
-                entries = value
+            many = isinstance(value, (list, tuple))
+            entries = [*value.values()] if isinstance(value, dict) else [value]
+            entries = [*value] if many else entries
             waiting += [x for x in entries if isinstance(x, keras.layers.Layer)]
     return found

@@ -44,11 +44,11 @@ class ImageLayer(keras.layers.Layer):
     def __call__(self, images: Any, *args: Any, **kwargs: Any) -> Any:
         """Calls the layer; unknown keys of a dict pass through untouched."""
         check_native((images, args, kwargs))
-        images, *args = (_as_array(x) for x in (images, *args))
+        images, *others = (_as_array(x) for x in (images, *args))
         kwargs = {k: x if k == "training" else _as_array(x) for k, x in kwargs.items()}
         if not isinstance(images, dict):
             _check_dense(images)
-            return super().__call__(images, *args, **kwargs)
+            return super().__call__(images, *others, **kwargs)
         if "images" not in images:
             raise ValueError(
                 f"Received a dict with the keys {sorted(images)}. Pass the images "
@@ -61,11 +61,11 @@ class ImageLayer(keras.layers.Layer):
             for key, x in images.items()
             if key in keys and x is not None
         }
-        result = super().__call__(known, *args, **kwargs)
-        data, *others = result if isinstance(result, tuple) else (result,)
+        result = super().__call__(known, *others, **kwargs)
+        data, *beside = result if isinstance(result, tuple) else (result,)
         changed = {key: data[key] for key in (*KEYS[:2], *ANNOTATIONS) if key in data}
         merged = {**images, **changed}
-        return (merged, *others) if others else merged
+        return (merged, *beside) if beside else merged
 
     def call(
         self,

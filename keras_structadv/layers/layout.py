@@ -1,5 +1,6 @@
 """The layout of images: converted on the way in and on the way out, nowhere else."""
 
+import warnings
 from typing import Any, NamedTuple
 
 import keras
@@ -43,6 +44,27 @@ class Layout(NamedTuple):
         if self.data_format == "channels_first":
             return ops.transpose(x, (0, 3, 1, 2))
         return x
+
+    def check(self, images: Any, name: str) -> None:
+        """Warns of images that seem to have the other layout.
+
+        Args:
+            images: a batch of rank 4.
+            name: of the layer.
+        """
+        ends = (images.shape[1], images.shape[3])
+        if None in ends:
+            return
+        last = self.data_format == "channels_last"
+        other, channels = ends if last else ends[::-1]
+        if other in (1, 3) and channels > 4 and other < images.shape[2 if last else 1]:
+            right = "channels_first" if last else "channels_last"
+            warnings.warn(
+                f"Layer {name!r} has data_format={self.data_format!r} and received "
+                f"images of shape {tuple(images.shape)}, that is {channels} channels. "
+                f"If they have {other}, pass data_format={right!r}.",
+                stacklevel=3,
+            )
 
     def size(self, x: Any) -> tuple[int | None, ...] | None:
         """Returns height and width of images or masks; `None` for other ranks.

@@ -30,17 +30,18 @@ class Selection(NamedTuple):
         """
         if rate == 1:
             return cls(None, ops.ones((batch,)))
+        # The count is rounded up, but for a rounding error: 0.1 * 30 is not quite 3.
+        # The expected number is not rounded, so that small rates stay probabilities.
         if isinstance(batch, int):
-            expected = round(rate * batch, 6)  # 0.1 * 30 is not quite 3
-            count = math.ceil(expected)
+            expected = rate * batch
+            count = math.ceil(expected * (1 - 1e-9))
         else:
-            expected = ops.cast(rate * ops.cast(batch, "float64"), "float32")
-            expected = ops.round(expected * 1024) / 1024
-            count = ops.cast(ops.ceil(expected), "int32")
+            expected = rate * ops.cast(batch, "float32")
+            count = ops.cast(ops.ceil(expected * (1 - 1e-6)), "int32")
         places = ops.cast(ops.argsort(draw(batch))[:count], "int32")
         # The last one makes up for the fraction: it is active with that probability.
-        number = ops.arange(count, dtype="float32")
-        return cls(places, ops.cast(number + draw(1) < expected, "float32"))
+        rest = expected - ops.arange(count, dtype="float32")
+        return cls(places, ops.cast(draw(1) < rest, "float32"))
 
     def pick(self, tree: Any) -> Any:
         """Returns the entries of the chosen images, for every array of a structure."""

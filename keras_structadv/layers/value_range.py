@@ -1,9 +1,8 @@
 """The warning about images whose values are not those of `value_range`."""
 
-import math
 import warnings
 
-USUAL = ((0, 1), (-1, 1), (0, 255))
+from keras_structadv.checks import likely_range
 
 
 def check_values(
@@ -14,15 +13,11 @@ def check_values(
     Args:
         name: of the layer.
         value_range: the lowest and the highest value that the layer expects.
-        lowest: the smallest value of some images, finite.
-        highest: their largest value, finite.
+        lowest: the smallest value of some images.
+        highest: their largest value.
     """
-    low, high = value_range
-    span = high - low
-    outside = lowest < low - 0.01 * span or highest > high + 0.01 * span
-    if outside or highest < low + 0.03 * span:
-        candidates = [*USUAL, (math.floor(lowest), math.ceil(highest))]
-        likely = next(x for x in candidates if x[0] <= lowest and highest <= x[1])
+    likely = likely_range(value_range, lowest, highest)
+    if likely is not None:
         warnings.warn(
             f"Layer {name!r} has value_range={value_range} and received images with "
             f"values from {lowest:.3g} to {highest:.3g}. It scales its changes by that "

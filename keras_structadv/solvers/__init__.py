@@ -1,4 +1,4 @@
-"""Solvers for `A x = rhs`, for a whole batch of right-hand sides at once."""
+"""Solvers of `A x = rhs`, for a whole batch of right-hand sides at once."""
 
 from keras_structadv.solvers.conjugate_gradients import SolveInfo, conjugate_gradients
 from keras_structadv.solvers.edge_preserving import (

@@ -7,6 +7,8 @@ from typing import Any, Literal, NamedTuple
 
 from keras import ops
 
+_LOOK_AHEAD = 3  # iterations until the error of an iterate is estimated
+
 
 class SolveInfo(NamedTuple):
     """What a solver did, one entry for each system.
@@ -14,8 +16,9 @@ class SolveInfo(NamedTuple):
     Attributes:
         iterations: int32, (batch,), the iterations until that system stopped.
         residual: float32, (batch,), `|rhs - A x| / |rhs|` as the solver tracked it.
-        error: float32, (batch,), the relative error in the energy norm that is compared
-            with `rtol`.
+        error: float32, (batch,), an estimate of the relative error in the energy norm,
+            which is compared with `rtol`; see `conjugate_gradients`. The error of an
+            edge-preserving solve is at most 2 times that, at `coherence=0` 6 times.
     """
 
     iterations: Any
@@ -32,23 +35,24 @@ def conjugate_gradients(
     max_iterations: int = 1000,
     batch_axis: Literal[0, -1] = 0,
 ) -> tuple[Any, SolveInfo]:
-    """Returns the solutions of `A x = rhs` for every system of a batch.
+    """Solves `A x = rhs` for each system of a batch.
 
-    Each system stops by itself, and the loop ends when all have stopped. A system whose
-    right-hand side is zero gets zero.
+    Each system stops by itself, and the loop ends when all have stopped. A zero
+    right-hand side gives zero.
 
-    The k-th iteration brings the energy `<x, A x>` nearer to that of the solution by
-    `alpha_k <r_k, z_k>`. A system stops once an iteration brings less than `rtol²` of
-    the energy so far: then the relative error in the energy norm was about `rtol`
-    before that iteration. The size of the residual says less here, because the least
-    of it lies where the error is largest.
+    Iteration k reduces the squared error in the energy norm, `|x - A^-1 rhs|_A²`, by
+    the gain `alpha_k <r_k, z_k>`. The last three gains thus add up to a lower bound of
+    the squared error three iterations ago. A system stops once the root of this bound,
+    relative to `|x|_A`, is at most `rtol`. Where convergence is fast, the error is by
+    then below `rtol`; where it is slow, above.
 
     Args:
         matvec: applies the symmetric positive definite operator to the whole batch.
         rhs: float32, one system for each entry of `batch_axis`.
         preconditioner: applies an approximate inverse, symmetric positive definite;
             `None` for none.
-        rtol: relative error in the energy norm at which a system stops.
+        rtol: estimate of the relative error in the energy norm at which a system
+            stops.
         max_iterations: upper bound for all systems.
         batch_axis: the axis along which the systems lie, the first or the last.
 
@@ -56,7 +60,8 @@ def conjugate_gradients(
         `(x, info)`: float32, the shape of `rhs`, and a `SolveInfo`.
 
     Reference: Saad, Iterative Methods for Sparse Linear Systems, 2nd ed.,
-        algorithm 9.1; the error: Hestenes and Stiefel (1952), theorem 6:1.
+        algorithm 9.1. The bound: Strakos and Tichy (2002), On error estimation in the
+        conjugate gradient method and why it works in finite precision computations.
     """
     precondition = preconditioner or (lambda r: r)
     dot = functools.partial(_dot, batch_axis=batch_axis)
@@ -71,7 +76,7 @@ def conjugate_gradients(
         p: Any,
         rz: Any,
         energy: Any,
-        gain: Any,
+        gains: Any,
         iterations: Any,
     ) -> tuple:
         ap = matvec(p)
@@ -81,18 +86,20 @@ def conjugate_gradients(
         z = precondition(r)
         rz_next = dot(r, z)
         beta = ops.divide_no_nan(rz_next, rz)  # line 7
-        p = z + beta * p  # line 8; where alpha is zero from now on, of no effect
-        gain = ops.where(active, alpha * rz, gain)
-        energy = ops.where(active, energy + gain, energy)
+        p = z + beta * p  # line 8; stopped systems ignore it
+        newest = ops.expand_dims(alpha * rz, 0)  # zero for stopped systems
+        energy = energy + newest[0]
+        newer = ops.concatenate([gains[1:], newest])
+        gains = ops.where(active, newer, gains)
         iterations = iterations + ops.cast(active, "int32")
-        active = active & (gain > rtol**2 * energy)
-        return active, x, r, p, rz_next, energy, gain, iterations
+        active = active & (ops.sum(gains, axis=0) > rtol**2 * energy)
+        return active, x, r, p, rz_next, energy, gains, iterations
 
     rhs = ops.convert_to_tensor(rhs)
     z = precondition(rhs)
     rz = dot(rhs, z)
     none = ops.zeros_like(rz)
-    _, x, r, _, _, energy, gain, iterations = ops.while_loop(
+    _, x, r, _, _, energy, gains, iterations = ops.while_loop(
         unfinished,
         step,
         (
@@ -102,13 +109,13 @@ def conjugate_gradients(
             z,
             rz,
             none,
-            none,
+            ops.stack([none] * _LOOK_AHEAD),
             ops.cast(none, "int32"),
         ),
         maximum_iterations=max_iterations,
     )
     residual = ops.sqrt(ops.divide_no_nan(dot(r, r), dot(rhs, rhs)))
-    error = ops.sqrt(ops.divide_no_nan(gain, energy))
+    error = ops.sqrt(ops.divide_no_nan(ops.sum(gains, axis=0), energy))
     iterations, residual, error = (
         ops.reshape(v, (-1,)) for v in (iterations, residual, error)
     )

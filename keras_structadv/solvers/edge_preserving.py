@@ -1,4 +1,4 @@
-"""The solve with the edge-preserving operator, and its preconditioner."""
+"""The edge-preserving solve and its preconditioner."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,13 +12,15 @@ from keras_structadv.solvers.conjugate_gradients import SolveInfo, conjugate_gra
 
 
 def edge_preserving_preconditioner(operator: EdgePreserving) -> Callable[[Any], Any]:
-    """Returns an approximate inverse of the operator in two levels.
+    """Returns an approximate inverse of the operator, the sum of two levels.
 
-    The coarse level is the solve of `mean_weight * P + damping * I` on the lower half
-    of the frequencies along each axis, by cosine transforms; the fine level divides by
-    the diagonal, which sees every edge. The full transform needs as many iterations and
-    almost three times the operations; an exact solve with the ties as weights, in its
-    place, saves no iteration either.
+    The coarse level solves `mean_weight * P + damping * I` by cosine transforms, on the
+    lower half of the frequencies along each axis. The fine level divides by the
+    diagonal, which knows every edge. All frequencies, or an exact solve with the
+    coupling of each pixel, would cost more and save no iteration.
+
+    Returns:
+        A function of fields, float32, (height, width, channels, batch), to the same.
     """
     height, width = operator.height, operator.width
     rows, columns = -(-height // 2), -(-width // 2)
@@ -44,12 +46,12 @@ def edge_preserving_preconditioner(operator: EdgePreserving) -> Callable[[Any], 
 def solve_edge_preserving(
     operator: EdgePreserving, rhs: Any, *, rtol: float = 0.1, max_iterations: int = 50
 ) -> tuple[Any, SolveInfo]:
-    """Returns the solution of `A x = rhs` for the images of an operator.
+    """Solves `A x = rhs` for the images of an operator.
 
     Args:
         operator: the edge-preserving operator of a batch of images.
         rhs: float32, (batch, height, width, channels).
-        rtol: relative error in the energy norm; see `conjugate_gradients`.
+        rtol: as in `adversarial_recoloring`.
         max_iterations: upper bound for all images.
 
     Returns:

@@ -1,4 +1,4 @@
-"""The smallest eigenvalues of the edge-preserving operator, and their vectors."""
+"""The smallest eigenpairs of the edge-preserving operator."""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,34 +20,33 @@ _RTOL, _MAX_ITERATIONS = 1e-3, 200  # of the solve in each product
 def smallest_eigenpairs(operator: EdgePreserving, rank: int) -> tuple[Any, Any]:
     """Returns the smallest eigenvalues and their eigenvectors, for a batch of images.
 
-    A block of a few more vectors than are wanted is multiplied by the inverse of the
-    operator again and again, by conjugate gradients; the eigenvectors are sought in the
-    span of all the blocks (block Lanczos, with full orthogonalization). That takes some
-    hundred products with the operator, and the memory of some twenty blocks.
+    Block Lanczos on the inverse, with full orthogonalization; conjugate gradients apply
+    the inverse to a block of k + 4 vectors. This takes some hundred products with the
+    operator, and the memory of some twenty blocks.
 
     Args:
         operator: the edge-preserving operator of a batch of images.
         rank: k, the number of eigenpairs, at most C N.
 
     Returns:
-        `(values, vectors)`: float32, (batch, k), ascending, and
+        `(values, vectors)`: float32, (batch, k), ascending, and float32,
         (batch, height, width, channels, k), of length one.
 
     Raises:
-        ValueError: if an image has less than k unknowns.
+        ValueError: if an image has fewer than k unknowns.
 
     Reference: Golub and Underwood (1977), The block Lanczos method for computing
         eigenvalues.
     """
     if rank > operator.size:
         raise ValueError(
-            f"Received rank={rank} for images of {operator.size} values. Pass at most "
-            "that."
+            f"Received rank={rank} for images of {operator.size} values. Pass a rank "
+            f"of at most {operator.size}."
         )
     width = min(rank + 4, operator.size)
     wide = operator.repeated(width)
-    # Damping adds the same to all eigenvalues; with little of it the inverse sets the
-    # smallest ones apart.
+    # Damping shifts all eigenvalues alike. With little of it, the inverse separates the
+    # smallest ones better.
     surplus = max(0.0, operator.damping - _DAMPING)
     wide.damping = operator.damping - surplus
     precondition = edge_preserving_preconditioner(wide)
@@ -79,7 +78,7 @@ def smallest_eigenpairs(operator: EdgePreserving, rank: int) -> tuple[Any, Any]:
         basis = ops.concatenate([basis, newest], axis=-1)
     projected = ops.einsum("nbp,nbq->bpq", basis, ops.concatenate(images, axis=-1))
     projected = (projected + ops.swapaxes(projected, 1, 2)) / 2
-    # Columns that were found to depend on the others are zero: to the end of the list.
+    # Dependent columns are zero; a large eigenvalue sorts them last.
     empty = ops.cast(ops.einsum("nbp,nbp->bp", basis, basis) < 0.5, "float32")
     trace = ops.trace(projected, axis1=1, axis2=2)[:, None, None]
     identity = np.eye(basis.shape[-1], dtype="float32")
@@ -90,14 +89,14 @@ def smallest_eigenpairs(operator: EdgePreserving, rank: int) -> tuple[Any, Any]:
 
 
 def _orthonormal(vectors: Any, basis: Any = None) -> Any:
-    """Returns an orthonormal basis of what vectors add to the span of another basis.
+    """Orthonormalizes vectors against a basis and one another.
 
     Args:
         vectors: float32, (size, batch, p).
         basis: float32, (size, batch, q), orthonormal.
 
     Returns:
-        float32, the shape of `vectors`; columns that add nothing are zero.
+        float32, the shape of `vectors`; dependent columns are zero.
 
     Reference: Stathopoulos and Wu (2002), A block orthogonalization procedure with
         constant synchronization requirements.
@@ -113,7 +112,7 @@ def _orthonormal(vectors: Any, basis: Any = None) -> Any:
         if basis is not None:
             known = ops.einsum("nbp,nbq->bpq", basis, vectors)
             vectors = vectors - ops.einsum("nbp,bpq->nbq", basis, known)
-        vectors = normalized(vectors, 1e-5)  # what is shorter is rounding error
+        vectors = normalized(vectors, 1e-5)  # shorter ones are rounding error
         gram = ops.einsum("nbp,nbq->bpq", vectors, vectors)
         values, rotation = ops.eigh(gram)
         enough = values > 1e-6 * values[:, -1:]

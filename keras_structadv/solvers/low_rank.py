@@ -1,4 +1,4 @@
-"""The inverse of the edge-preserving operator on a few eigenvectors."""
+"""The edge-preserving inverse restricted to a few eigenvectors."""
 
 import math
 from typing import Any
@@ -11,18 +11,18 @@ from keras_structadv.solvers.eigenpairs import smallest_eigenpairs
 
 
 def recoloring_basis(operator: EdgePreserving, rank: int) -> Any:
-    """Returns what the paper keeps of `A^-1`: its leading eigenvectors.
+    """Returns the paper's low-rank factor of `A^-1`.
 
-    `basis @ basisᵀ` is the inverse of A on the k eigenvectors with the smallest
-    eigenvalues. It belongs to the image alone, and serves every model.
+    `basis @ basisᵀ` is `A^-1` restricted to the k eigenvectors of A with the smallest
+    eigenvalues. It depends on the image alone and serves every model.
 
     Args:
         operator: the edge-preserving operator of a batch of images.
         rank: k, the number of eigenvectors.
 
     Returns:
-        float32, (batch, height, width, channels, k): eigenvectors of length one, over
-        the square roots of their eigenvalues.
+        float32, (batch, height, width, channels, k): eigenvectors of length one,
+        divided by the square roots of their eigenvalues.
 
     Reference: Luo, Mobahi, Bengio (2020), section 5.
     """
@@ -36,8 +36,8 @@ def project(gradients: Any, basis: Any) -> Any:
 
     Args:
         gradients: float32, (batch, height, width, channels).
-        basis: float, (batch, height, width, channels, k), as `recoloring_basis` or
-            `precompute_basis` makes it.
+        basis: float, (batch, height, width, channels, k), from `recoloring_basis` or
+            `precompute_basis`.
 
     Returns:
         float32, the shape of `gradients`.
@@ -52,8 +52,8 @@ def project(gradients: Any, basis: Any) -> Any:
     ):
         raise ValueError(
             f"Received a basis of shape {tuple(basis.shape)} for images of shape "
-            f"{tuple(gradients.shape)}. It must have one axis more, the rank, and "
-            "belong to images of that size."
+            f"{tuple(gradients.shape)}. Pass the basis of these images, of shape "
+            "(batch, height, width, channels, rank)."
         )
     unknowns = math.prod(gradients.shape[1:])
     flat = ops.reshape(gradients, (-1, 1, unknowns))

@@ -1,4 +1,4 @@
-"""Three solvers of the screened Poisson equation, for a whole batch at once."""
+"""Three solvers of the screened Poisson equation, for a whole batch."""
 
 import functools
 from typing import Any
@@ -15,9 +15,10 @@ DENSE_LIMIT = 2**30
 
 
 def solve_dct(operator: ScreenedPoisson, rhs: Any) -> Any:
-    """Returns the exact solution, without a stored operator.
+    """Returns the exact solution, by cosine transforms.
 
-    P is diagonal in the cosine basis, so the solve is four small matrix products.
+    P is diagonal in the cosine basis: the solve is four small matrix products, and
+    nothing is stored.
 
     Args:
         operator: the screened-Poisson operator.
@@ -33,17 +34,20 @@ def solve_dct(operator: ScreenedPoisson, rhs: Any) -> Any:
 
 
 def solve_sparse(operator: ScreenedPoisson, rhs: Any) -> Any:
-    """Returns the solution by conjugate gradients on a stored sparse matrix.
+    """Returns the solution, by conjugate gradients on a sparse matrix.
 
-    XLA cannot compile TensorFlow's sparse product: `jit_compile` needs `solve_dct`.
+    XLA cannot compile TensorFlow's sparse product; use `solve_dct` with `jit_compile`.
 
     Args:
         operator: the screened-Poisson operator.
         rhs: float32, (batch, height, width).
 
     Returns:
-        float32, (batch, height, width), to a relative error of about 1e-6 in the energy
-        norm; it agrees with `solve_dct` to 1e-4 up to a smoothness of 1e4.
+        float32, (batch, height, width); agrees with `solve_dct` to 1e-4 up to a
+        smoothness of 1e4.
+
+    Raises:
+        NotImplementedError: if Keras has no sparse tensors on this backend.
     """
     matrix = operator.to_sparse()
 
@@ -57,9 +61,9 @@ def solve_sparse(operator: ScreenedPoisson, rhs: Any) -> Any:
 
 @full_precision
 def solve_dense(operator: ScreenedPoisson, rhs: Any) -> Any:
-    """Returns the solution with the explicit inverse, as the paper's Algorithm 1.
+    """Returns the solution, by the explicit inverse of the paper's Algorithm 1.
 
-    The inverse is computed once for each size and smoothness, and kept.
+    The inverses of the last four sizes and smoothnesses are cached.
 
     Args:
         operator: the screened-Poisson operator.

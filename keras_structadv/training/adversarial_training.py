@@ -131,6 +131,7 @@ class AdversarialTraining(keras.callbacks.Callback):
                 f"Model {model.name!r} has no adversarial layer inside. Pass one, "
                 "AdversarialTraining(AdversarialFlow()), or add it to the model."
             )
+        _check_streams(self.layers)
         other = model.train_function
         if isinstance(other, Fit):  # of a `fit` that was interrupted, or of this one
             # `fit` gives one dict of parameters to all of its callbacks.
@@ -161,7 +162,11 @@ class AdversarialTraining(keras.callbacks.Callback):
                     "act twice. Pass no layer, AdversarialTraining(), or leave it out "
                     "of the model."
                 )
-        left = [layer.name for layer in inside if layer.binding.model is None]
+        left = [
+            layer.name
+            for layer in inside
+            if layer.takes_gradient and layer.binding.model is None
+        ]
         if left:
             raise ValueError(
                 f"Model {model.name!r} has the adversarial layers {left} inside, "
@@ -177,24 +182,26 @@ class AdversarialTraining(keras.callbacks.Callback):
                 f"schedule({epoch}) returned {strength}. Return a factor in [0, 1]; "
                 "the strength itself is an argument of the layer."
             )
-        self._fit.step.strength.assign(strength)
-        self._fit.step.measures.reset()
+        self._running.step.strength.assign(strength)
+        self._running.step.measures.reset()
 
     def on_train_batch_begin(self, batch: int, logs: dict | None = None) -> None:
         """Allows the next call of the train function to augment."""
-        self._fit.allow_next()
+        self._running.allow_next()
 
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
         """Checks that the first images are in the range that the layers expect."""
-        self._fit.step.measures.check_values()
+        self._running.step.measures.check_values()
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
-        """Backs up the store; warns if its gradients are never found."""
-        measures = self._fit.step.measures
-        if has_replicas(self._fit.model) and logs is not None:
-            self._take_means(logs, measures.results())
+        """Warns of a useless augmentation; backs up the store."""
+        step = self._running.step
+        if has_replicas(self._running.model) and logs is not None:
+            self._take_means(logs, step.measures.results())
         if self._kept is not None:
-            self._kept.end_epoch(measures.means[HIT_RATE].result())
+            self._kept.end_epoch(step.measures.means[HIT_RATE].result())
+        if float(step.strength.value) > 0:
+            step.measures.check_gain(float((logs or {}).get("loss", 0.0)))
 
     def on_test_begin(self, logs: dict | None = None) -> None:
         """Keeps the results of the training before validation replaces them."""
@@ -206,6 +213,15 @@ class AdversarialTraining(keras.callbacks.Callback):
         self._leave()
         if self._kept is not None:
             self._kept.end()
+
+    @property
+    def _running(self) -> Fit:
+        if self._fit is None:
+            raise RuntimeError(
+                "No `fit` is going on. Pass the callback to `fit`, or call its hooks "
+                "from `on_train_begin` on."
+            )
+        return self._fit
 
     def _leave(self) -> None:
         if self._fit is not None:
@@ -219,12 +235,27 @@ class AdversarialTraining(keras.callbacks.Callback):
         the mean over the devices, however many images each had.
         """
         results, self._results = self._results, None
-        results = results or self._fit.model.get_metrics_result()
+        results = results or self._running.model.get_metrics_result()
         trained = {key for key in logs if not key.startswith("val_")}
         if set(results) | set(own) == trained:
             for key, value in {**results, **own}.items():
                 value = ops.convert_to_numpy(value)
                 logs[key] = float(value) if value.ndim == 0 else value
+
+
+def _check_streams(layers: Sequence[StructuredAdversary]) -> None:
+    """Raises a `ValueError` for layers that would draw the same numbers."""
+    seen: dict[int, str] = {}
+    for layer in layers:
+        stream = layer.stream()
+        if stream is not None and stream in seen:
+            raise ValueError(
+                f"Layers {seen[stream]!r} and {layer.name!r} have the same "
+                f"seed={layer.seed}, and would choose the same images and strengths. "
+                "Pass different seeds."
+            )
+        if stream is not None:
+            seen[stream] = layer.name
 
 
 def _checked_layers(layer: Any) -> tuple[StructuredAdversary, ...]:

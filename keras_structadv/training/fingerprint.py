@@ -25,7 +25,9 @@ def fingerprint(images: Any) -> Any:
     """
     dtype = backend.standardize_dtype(images.dtype)
     if backend.is_float_dtype(dtype):
-        images = framework().bits(ops.cast(images, "float32") + 0.0)  # -0.0 is 0.0
+        images = ops.cast(images, "float32")
+        # -0.0 is 0.0. Not by adding 0.0, which compilers take out.
+        images = framework().bits(ops.where(images == 0, 0.0, images))
         # The lower bits of round numbers are all zero, and a sum modulo 2**32 never
         # moves anything down.
         upper = ops.bitwise_and(ops.right_shift(images, 16), 0xFFFF)

@@ -2,7 +2,8 @@
 
 import os
 import pathlib
-import tempfile
+import zipfile
+import zlib
 from typing import Any
 
 import keras
@@ -57,8 +58,8 @@ class GradientStore:
         self.size = check_count("size", size)
         self.backup_dir = backup_dir
         self.delete_checkpoint = delete_checkpoint
-        self._keys = None
-        self._codes = None
+        self._keys: keras.Variable | Any = None
+        self._codes: keras.Variable | Any = None
         self._layout = ""
 
     @property
@@ -152,9 +153,11 @@ class GradientStore:
         place = ops.where(usable, place, self.capacity)
         # Of several that want one place, only the last one is written: key and code
         # are two tables, and a mixture of two images must not arise.
-        number = ops.arange(ops.shape(keys)[0], dtype="int32")
-        later = (place[:, None] == place[None, :]) & (number[:, None] < number[None, :])
-        place = ops.where(ops.any(later, axis=1), self.capacity, place)
+        order = ops.argsort(place)  # stable
+        ranked = ops.take(place, order)
+        last = ops.concatenate([ranked[1:] != ranked[:-1], ranked[:1] == ranked[:1]])
+        last = ops.take(last, ops.argsort(order))
+        place = ops.where(last, place, self.capacity)
         dropped = (place == self.capacity)[:, None]
         framework().write_rows(self._keys, place, ops.where(dropped, -1.0, keys))
         codes = ops.cast(ops.where(dropped, 0.0, codes), "float16")
@@ -162,25 +165,43 @@ class GradientStore:
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes the table to an `.npz` file, whole or not at all."""
+        if not self.built:
+            raise ValueError("The store is empty: it was not built. Train first.")
         path = pathlib.Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            np.savez(
-                file,
-                keys=ops.convert_to_numpy(self._keys),
-                codes=ops.convert_to_numpy(self._codes),
-                layout=self._layout,
-            )
-        os.replace(file.name, path)
+        fresh = path.with_name(f"{path.name}.{os.getpid()}.new")
+        try:
+            with open(fresh, "wb") as file:
+                np.savez(
+                    file,
+                    keys=ops.convert_to_numpy(self._keys),
+                    codes=ops.convert_to_numpy(self._codes),
+                    layout=self._layout,
+                )
+            os.replace(fresh, path)
+        finally:
+            fresh.unlink(missing_ok=True)
 
     def load(self, path: str | os.PathLike) -> None:
         """Reads a table that `save` wrote.
 
         Raises:
-            ValueError: if the capacity or what the codes are of differs.
+            ValueError: if the file is damaged, or its capacity or codes differ.
         """
-        with np.load(path, allow_pickle=False) as file:
-            keys, codes, layout = file["keys"], file["codes"], str(file["layout"])
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                keys, codes, layout = file["keys"], file["codes"], str(file["layout"])
+        except (
+            ValueError,
+            EOFError,
+            KeyError,
+            zipfile.BadZipFile,
+            zlib.error,
+        ) as error:
+            raise ValueError(
+                f"{path} is truncated or no gradient store ({error}). Delete it: the "
+                "next epoch makes the gradients anew."
+            ) from error
         if len(keys) != self.capacity + 1:
             raise ValueError(
                 f"The table in {path} has {len(keys) - 1} places, and this store "

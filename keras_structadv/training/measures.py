@@ -1,6 +1,7 @@
 """Means over the changed images for `History`, and the extremes of the first images."""
 
 import itertools
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,12 +24,14 @@ class Measures:
     """
 
     def __init__(self, layers: Sequence[StructuredAdversary], reuses: bool):
-        names = [GAIN, *(layer.measure_name for layer in layers)]
+        names = [layer.measure_name for layer in layers]
+        names += [GAIN] if any(layer.takes_gradient for layer in layers) else []
         names += [HIT_RATE] if reuses else []
         self.means = {name: keras.metrics.Mean(name=name) for name in names}
         self._extremes = {
             layer: (keras.metrics.Mean(), keras.metrics.Mean()) for layer in layers
         }
+        self._warned = False
 
     @property
     def variables(self) -> list[keras.Variable]:
@@ -64,7 +67,29 @@ class Measures:
             (GAIN, augmented.gain),
             (layer.measure_name, augmented.sizes),
         ):
-            self.means[name].update_state(values, sample_weight=augmented.active)
+            if values is not None:  # random fields have no gain
+                self.means[name].update_state(values, sample_weight=augmented.active)
+
+    def check_gain(self, loss: float) -> None:
+        """Warns once if the changes of an epoch did not raise the loss.
+
+        Args:
+            loss: the loss of the epoch.
+        """
+        mean = self.means.get(GAIN)
+        if self._warned or mean is None or float(mean.count) == 0:
+            return
+        gain = float(mean.result())
+        if gain <= 1e-6 * abs(loss):
+            self._warned = True
+            warnings.warn(
+                f"The changed images raised the loss by {gain:.3g} on average, at a "
+                f"loss of {loss:.3g}: the augmentation is not adversarial. Usual "
+                "causes: BatchNormalization statistics that are hardly trained yet, a "
+                "saturated softmax (train on logits, from_logits=True), integer "
+                'inputs, or images that changed under the same "ids".',
+                stacklevel=3,
+            )
 
     def results(self) -> dict[str, Any]:
         """Returns the means so far, by name."""

@@ -71,7 +71,8 @@ class RefreshSnapshot(keras.callbacks.Callback):
         """Updates the copy if enough batches have passed."""
         # One call may run several steps: the number of the last one counts.
         self._seen = self._seen_before + batch + 1
-        if self.every != "epoch" and self._seen - self._refreshed_at >= self.every:
+        passed = self._seen - self._refreshed_at
+        if isinstance(self.every, int) and passed >= self.every:
             self._refresh()
             self._refreshed_at = self._seen
 
