@@ -1,5 +1,7 @@
 """Models and images that several test modules use."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -67,10 +69,12 @@ def unfused(request, monkeypatch):
     Tests marked `fused` run as a user does.
     """
     if not request.node.get_closest_marker("fused"):
-        for module in (basis, reuse_step, adversarial_recoloring):
+        for module in (basis, reuse_step):
             monkeypatch.setattr(
                 module, "fused", lambda function, in_eager=False: function
             )
+        for module in (adversarial_recoloring, reuse_step):
+            monkeypatch.setattr(module, "shared", functools.partial)
 
 
 @pytest.fixture

@@ -240,13 +240,14 @@ class StructuredAdversary(Adversary):
         The strength, which is drawn, and the arguments around the gradient do not
         count. `None` for a subclass that is not `stateless`.
         """
-        if not vars(type(self)).get("stateless"):
+        kind: Any = type(self)
+        if not vars(kind).get("stateless"):
             return None
         config = self.get_config()
         config |= {"name": "twin", "trainable": True}
         config |= {"seed": 0, "rate": 1.0, "loss": None}
         config[self.strength_name] = 0.0
-        return _twin(type(self), json.dumps(config, sort_keys=True))
+        return _twin(kind, json.dumps(config, sort_keys=True))
 
     def get_config(self) -> dict:
         """Returns every constructor argument; the bound model is not one."""
@@ -268,5 +269,5 @@ class StructuredAdversary(Adversary):
 
 
 @functools.cache
-def _twin(kind: type[StructuredAdversary], config: str) -> StructuredAdversary:
+def _twin(kind: Any, config: str) -> StructuredAdversary:
     return kind.from_config(json.loads(config))

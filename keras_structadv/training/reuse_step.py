@@ -122,12 +122,22 @@ class ReuseStep(TrainStep):
         return fused(functools.partial(function, layer=layer, size=size))
 
 
-def _changed_by_codes(*arrays: Any, layer: StructuredAdversary, size: int) -> tuple:
-    return layer.changed_by_codes(*arrays, size)
+def _changed_by_codes(
+    images: Any,
+    codes: Any,
+    strength: Any,
+    extra: dict,
+    *,
+    layer: StructuredAdversary,
+    size: int,
+) -> tuple[Any, Any, Any]:
+    return layer.changed_by_codes(images, codes, strength, extra, size)
 
 
-def _codes_of(*arrays: Any, layer: StructuredAdversary, size: int) -> Any:
-    return layer.code_of(*arrays, size)
+def _codes_of(
+    images: Any, gradients: Any, *, layer: StructuredAdversary, size: int
+) -> Any:
+    return layer.code_of(images, gradients, size)
 
 
 def _rises(stages: list, gradients: Any) -> list:
