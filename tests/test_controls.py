@@ -5,10 +5,10 @@ import pytest
 from conftest import small_model
 
 import keras_structadv as ksa
-from experiments.controls import RandomFlow, RandomRecoloring
+from experiments.controls import ColourJitter
 
 
-@pytest.mark.parametrize("kind", [RandomFlow, RandomRecoloring])
+@pytest.mark.parametrize("kind", [ksa.RandomFlow, ksa.RandomRecoloring, ColourJitter])
 def test_a_random_field_is_of_the_size_and_knows_nothing_of_the_model(
     kind, images, labels
 ):
