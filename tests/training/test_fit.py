@@ -6,9 +6,9 @@ import weakref
 import keras
 import numpy as np
 import pytest
-from conftest import small_model
 
 import keras_structadv as ksa
+from tests.models import small_model
 
 
 class Counting(ksa.AdversarialFlow):
