@@ -1,6 +1,7 @@
 """The contract between the package and a backend: `Framework`, `AugmentedStep`."""
 
 import contextlib
+import functools
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -189,6 +190,30 @@ class Framework:
             The compiled function, or `function` itself.
         """
         raise NotImplementedError
+
+    def shared(self, function: Callable, constants: dict[str, Any]) -> Callable:
+        """Compiles a function as `fused` does, once for all models of the process.
+
+        A program that was compiled stays in memory as long as the process runs, also
+        when the model is gone.
+
+        Args:
+            function: from arrays and constants to arrays; not a closure, because it is
+                kept.
+            constants: the arguments that are no arrays, hashable, by name.
+
+        Returns:
+            The function of the arrays.
+        """
+        return self.fused(functools.partial(function, **constants))
+
+    def in_own_graph(self, function: Callable) -> Callable:
+        """Traces a function into a graph of its own, where there are graphs.
+
+        Args:
+            function: from arrays to arrays. It must not capture arrays.
+        """
+        return function
 
     def apart(self, function: Callable) -> Callable:
         """Excludes a function from compilation where the compiler fails on it."""

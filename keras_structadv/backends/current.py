@@ -24,6 +24,11 @@ def fused(function: Callable, in_eager: bool = False) -> Callable:
     return framework().fused(function, in_eager)
 
 
+def shared(function: Callable, **constants: Any) -> Callable:
+    """Compiles a function once for all models; see `Framework.shared`."""
+    return framework().shared(function, constants)
+
+
 def kept_program(*constants: str) -> Callable[[Callable], Callable]:
     """Returns a decorator for functions of arrays; see `Framework.kept`."""
     return lambda function: framework().kept(function, constants)
