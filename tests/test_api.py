@@ -101,7 +101,7 @@ STAGES = [
         "layers.layout",
         "layers.value_range",
     },
-    {"layers.passes", "layers.annotations"},
+    {"layers.passes", "layers.masks_boxes_points"},
     {"layers.binding"},
     {"layers.hooks"},
     {"layers.adversary"},

@@ -215,7 +215,7 @@ class AdversarialTraining(keras.callbacks.Callback):
         """Restores the model's own train step."""
         self._leave()
         if self._kept is not None:
-            self._kept.end()
+            self._kept.store.remove_backup()
 
     @property
     def _running(self) -> Fit:

@@ -7,7 +7,7 @@ import scipy.ndimage
 from keras import layers, ops
 
 import keras_structadv as ksa
-from keras_structadv.layers.annotations import BOX_FORMATS
+from keras_structadv.layers.masks_boxes_points import BOX_FORMATS
 from tests.models import small_model
 
 
