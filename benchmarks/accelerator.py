@@ -193,7 +193,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--small", action="store_true")
     options = parser.parse_args(arguments)
     if options.small:
-        options.sizes, options.pixels = [32, 64], 2**14
+        options.sizes, options.pixels = [32], 2**12
         options.models, options.rounds = ["small"], 2
     print(f"\n{device()}; {machine()}; median of {options.rounds} rounds")
     check()

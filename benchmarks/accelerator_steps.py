@@ -51,7 +51,7 @@ def steps(name: str, precision: str, rounds: int, small: bool = False) -> None:
         name: one of `MODELS`.
         precision: dtype policy.
         rounds: rounds that count.
-        small: whether to leave out the rate of one half.
+        small: whether to leave out recolourings and the rate of one half.
     """
     size, count, build = MODELS[name]
     keras.config.set_dtype_policy(precision)
@@ -60,6 +60,8 @@ def steps(name: str, precision: str, rounds: int, small: bool = False) -> None:
     batch = images, rng.integers(0, 10, count).astype("int32")
     training = ksa.AdversarialTraining
     kinds = {"flow": ksa.AdversarialFlow, "recolouring": ksa.AdversarialRecoloring}
+    if small:
+        del kinds["recolouring"]
     callbacks = {
         "plain": keras.callbacks.Callback(),
         "gradient only (FGSM), rate 1": training(GradientOnly(rate=1.0)),

@@ -21,8 +21,10 @@ from keras_structadv.datasets import CHARACTERS
 STEPS = (0, 2, 4, 6, 8, 10)
 
 
-def films(model: keras.Model, x: Any, y: Any, targets: Any) -> dict[str, np.ndarray]:
-    """The images after each of `STEPS`, away from labels and towards targets.
+def films(
+    model: keras.Model, x: Any, y: Any, targets: Any, numbers: tuple[int, ...]
+) -> dict[str, np.ndarray]:
+    """The images after these numbers of steps, away from labels and towards targets.
 
     Each step moves by one pixel.
     """
@@ -32,7 +34,7 @@ def films(model: keras.Model, x: Any, y: Any, targets: Any) -> dict[str, np.ndar
         ("towards", {"images": x, "labels": y, "targets": targets}),
     ):
         frames = [x.astype("float32")]
-        for steps in STEPS[1:]:
+        for steps in numbers[1:]:
             layer = ksa.AdversarialFlow((1.0, 1.0), rate=1.0, steps=steps).bind(model)
             frames.append(np.asarray(layer(data, training=True)["images"]))
         made[name] = np.stack(frames)
@@ -55,7 +57,8 @@ def draw_steps(path: pathlib.Path, small: bool = False) -> None:
     sure = before[place, y] > (0 if small else 0.95)
     x, y, targets = x[sure], y[sure], wrong.argmax(axis=1)[sure]
     place = np.arange(len(y))
-    frames = films(model, x, y, targets)
+    numbers = STEPS[:2] if small else STEPS
+    frames = films(model, x, y, targets, numbers)
     beliefs = {
         name: np.stack([confidences(model, frame) for frame in film])
         for name, film in frames.items()
@@ -63,15 +66,16 @@ def draw_steps(path: pathlib.Path, small: bool = False) -> None:
     falls = beliefs["away from"][:, place, y]
     rises = beliefs["towards"][:, place, targets]
     print(
-        f"of {len(y)} glyphs known with confidence above .95, ten steps lower that of "
+        f"of {len(y)} glyphs known with confidence above .95, the steps lower that of "
         f"the label for {np.mean(falls[-1] < falls[0]):.1%}, and raise that of the "
         f"target for {np.mean(rises[-1] > rises[0]):.1%}; two that reach it are drawn"
     )
     reached = np.flatnonzero(beliefs["towards"][-1].argmax(axis=1) == targets)
     chosen = np.random.default_rng(0).permutation(reached)[:2]
     rows = [(i, name) for i in chosen for name in frames]
-    figure = Figure(figsize=(1.4 * len(STEPS), 1.65 * len(rows)), layout="constrained")
-    axes = figure.subplots(len(rows), len(STEPS))
+    size = (1.4 * len(numbers), 1.65 * len(rows))
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(len(rows), len(numbers))
     for row, (i, name) in zip(axes, rows):
         aim = CHARACTERS[(targets if name == "towards" else y)[i]]
         row[0].set_ylabel(f"{name} {aim!r}")
@@ -80,7 +84,7 @@ def draw_steps(path: pathlib.Path, small: bool = False) -> None:
             answer = CHARACTERS[belief.argmax()]
             axis.set_title(f"{answer!r} {belief.max():.0%}", fontsize=9)
             axis.set(xticks=[], yticks=[])
-    for axis, steps in zip(axes[-1], STEPS):
+    for axis, steps in zip(axes[-1], numbers):
         axis.set_xlabel(f"{steps} steps")
     figure.savefig(path, dpi=90)
     print(f"wrote {path}")

@@ -9,7 +9,8 @@ import tomllib
 from collections.abc import Iterable
 
 import keras_structadv as ksa
-from experiments import controls, datasets
+from experiments import datasets
+from experiments.controls import ColourJitter
 from experiments.models import MODELS
 
 CONFIGS = pathlib.Path(__file__).parent / "configs"
@@ -18,11 +19,11 @@ ADVERSARIES = {
     "none": None,
     "flow": (ksa.AdversarialFlow, "flow", "fresh"),
     "flow-reused": (ksa.AdversarialFlow, "flow", "reuse"),
-    "random-flow": (controls.RandomFlow, "flow", "fresh"),
+    "random-flow": (ksa.RandomFlow, "flow", "fresh"),
     "recoloring": (ksa.AdversarialRecoloring, "recoloring", "fresh"),
     "recoloring-reused": (ksa.AdversarialRecoloring, "recoloring", "reuse"),
-    "random-recoloring": (controls.RandomRecoloring, "recoloring", "fresh"),
-    "colour-jitter": (controls.ColourJitter, "recoloring", "fresh"),
+    "random-recoloring": (ksa.RandomRecoloring, "recoloring", "fresh"),
+    "colour-jitter": (ColourJitter, "recoloring", "fresh"),
 }
 POLICIES = ("none", "base", "autoaugment", "randaugment")
 _AXES = ("data", "adversary", "policy")

@@ -1,4 +1,4 @@
-"""Random augmentation of the same size, which an adversarial field has to beat."""
+"""Colour jitter, a control that needs no structure."""
 
 from typing import Any
 
@@ -6,42 +6,9 @@ import keras
 from keras import ops
 
 import keras_structadv as ksa
-from keras_structadv.flow import random_flow
 
 
-class RandomFlow(ksa.AdversarialFlow):
-    """A random flow of the same smoothness, displacement and rate."""
-
-    def gradient(self, forward: Any, images: Any, labels: Any, targets: Any) -> Any:
-        """Zeros; the field does not depend on the model."""
-        return ops.zeros_like(images)
-
-    def make_field(self, images: Any, gradients: Any, strength: Any) -> Any:
-        """A random flow with the given longest displacements."""
-        return random_flow(
-            images,
-            smoothness=self.smoothness,
-            max_displacement=strength,
-            seed=self.seed_generator,
-        )
-
-
-class RandomRecoloring(ksa.AdversarialRecoloring):
-    """A random perturbation of the same operator, magnitude and rate."""
-
-    def gradient(self, forward: Any, images: Any, labels: Any, targets: Any) -> Any:
-        """Zeros; the field does not depend on the model."""
-        return ops.zeros_like(images)
-
-    def make_field(
-        self, images: Any, gradients: Any, strength: Any, basis: Any = None
-    ) -> Any:
-        """The perturbation for noise in the place of the gradient."""
-        noise = keras.random.normal(ops.shape(images), seed=self.seed_generator)
-        return super().make_field(images, noise, strength, basis)
-
-
-class ColourJitter(RandomRecoloring):
+class ColourJitter(ksa.RandomRecoloring):
     """Random contrast and brightness of each channel, at the drawn magnitude."""
 
     def make_field(

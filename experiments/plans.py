@@ -18,7 +18,7 @@ from experiments.altered import (
     first_half,
 )
 from experiments.cells import Cell
-from experiments.controls import ColourJitter, RandomFlow, RandomRecoloring
+from experiments.controls import ColourJitter
 
 # The plain form: default flows, and recolourings of the strength that suits the
 # controls on the colour glyphs.
@@ -110,7 +110,7 @@ def _variants_of(name: str, kind: type, gradient: str = "fresh") -> dict:
 def _flow_variants() -> dict:
     variants = {"none": None}
     for name, kind, gradient in (
-        ("random", RandomFlow, "fresh"),
+        ("random", ksa.RandomFlow, "fresh"),
         ("fresh", ksa.AdversarialFlow, "fresh"),
         ("reused", ksa.AdversarialFlow, "reuse"),
     ):
@@ -128,7 +128,7 @@ def _flow_variants() -> dict:
             variants[f"{name}, {label}"] = Variant(kind, gradient)
     # Pairs of the changes that were best on digits and glyphs.
     for name, kind, gradient in (
-        ("random", RandomFlow, "fresh"),
+        ("random", ksa.RandomFlow, "fresh"),
         ("reused", ksa.AdversarialFlow, "reuse"),
     ):
         variants[f"{name}, rate 0.75, smoothness 300"] = Variant(
@@ -153,7 +153,7 @@ def _recoloring_variants() -> dict:
     variants = {"none": None}
     for name, kind, gradient in (
         ("jitter", ColourJitter, "fresh"),
-        ("random", RandomRecoloring, "fresh"),
+        ("random", ksa.RandomRecoloring, "fresh"),
         ("fresh", ksa.AdversarialRecoloring, "fresh"),
         ("reused", ksa.AdversarialRecoloring, "reuse"),
     ):

@@ -81,7 +81,7 @@ def check_fraction(name: str, value: Any) -> float:
     Raises:
         ValueError: if it is none.
     """
-    if not isinstance(value, numbers.Real) or not 0 <= value <= 1:
+    if not isinstance(value, numbers.Real) or not 0 <= float(value) <= 1:
         raise ValueError(f"Received {name}={value!r}. Pass a fraction in [0, 1].")
     return float(value)
 

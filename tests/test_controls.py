@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
-from conftest import small_model
 
 import keras_structadv as ksa
-from experiments.controls import RandomFlow, RandomRecoloring
+from experiments.controls import ColourJitter
+from tests.models import small_model
 
 
-@pytest.mark.parametrize("kind", [RandomFlow, RandomRecoloring])
+@pytest.mark.parametrize("kind", [ksa.RandomFlow, ksa.RandomRecoloring, ColourJitter])
 def test_a_random_field_is_of_the_size_and_knows_nothing_of_the_model(
     kind, images, labels
 ):

@@ -1,6 +1,6 @@
-"""What differs between TensorFlow, JAX and PyTorch; nothing else imports them.
+"""All that differs between TensorFlow, JAX and PyTorch; only this folder imports them.
 
-`framework()` is the backend in use, a `Framework`.
+`framework()` returns the `Framework` in use.
 """
 
 from keras_structadv.backends.base import AugmentedStep, Framework
@@ -11,6 +11,7 @@ from keras_structadv.backends.current import (
     fused,
     kept_program,
     largest,
+    shared,
 )
 from keras_structadv.backends.keras_state import (
     compiled_loss_weights,
@@ -33,6 +34,7 @@ __all__ = [
     "framework",
     "full_precision",
     "fused",
+    "shared",
     "has_replicas",
     "infers_shapes",
     "is_nested_call",

@@ -1,6 +1,7 @@
-"""What a backend has to do: the contract that TensorFlow, JAX and PyTorch fulfil."""
+"""The contract between the package and a backend: `Framework`, `AugmentedStep`."""
 
 import contextlib
+import functools
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -19,14 +20,14 @@ class AugmentedStep(Protocol):
     def variables(self) -> list[keras.Variable]:
         """What the step reads and writes beside the model's own variables.
 
-        The list is complete, and stays as it is, once `prepare` was called.
+        After `prepare` the list is complete and does not change.
         """
 
     def prepare(self, data: Any) -> None:
-        """Makes the variables that depend on the data.
+        """Makes the variables whose shapes depend on the data.
 
-        It is called with the first batch, before the step is traced, where the step
-        cannot make variables itself (JAX).
+        JAX calls it with the first batch before it traces the step, because a traced
+        step cannot make variables.
 
         Args:
             data: a batch as `fit` hands it to a train step.
@@ -40,12 +41,12 @@ class AugmentedStep(Protocol):
             data: a batch as `fit` hands it to a train step.
 
         Returns:
-            The logs: what `train_step` returned, and what the step adds.
+            The logs of `train_step`, and those that the step adds.
         """
 
 
 class Framework:
-    """What a backend of Keras has to do. `framework()` is the one in use."""
+    """The methods in which the backends differ; `framework()` is the one in use."""
 
     def gradients(
         self, objective: Callable[[Any], tuple[Any, Any]], images: Any
@@ -57,8 +58,8 @@ class Framework:
             images: float32, (batch, ...).
 
         Returns:
-            `(gradients, extra)`; the gradients are `None`, or zero, where the scalar
-            does not depend on the images.
+            `(gradients, extra)`; the gradients are `None` or zero if the scalar does
+            not depend on the images.
 
         Raises:
             NotImplementedError: on a backend without gradients.
@@ -69,11 +70,11 @@ class Framework:
         )
 
     def train_function(self, model: keras.Model, step: AugmentedStep) -> Callable:
-        """Returns a train function of a model that runs an augmented step.
+        """Returns a train function that runs an augmented step.
 
-        The model's own `train_step` and `train_function` stay as they are. The function
-        serves any number of `fit` calls until the model is compiled anew; the step is
-        compiled in the first one only.
+        The model keeps its own `train_step` and `train_function`. Until the model is
+        compiled anew, the function serves any number of `fit` calls; only the first
+        one compiles the step.
 
         Args:
             model: a compiled model.
@@ -97,23 +98,23 @@ class Framework:
         pack: Callable[[Any], Any],
         images: Any,
     ) -> tuple[Any, Any]:
-        """Runs a train step, and returns its gradient by the images as well.
+        """Runs a train step and returns the gradients of its loss at the images.
 
-        It is that of the loss of the batch, with its sample weights, times the number
-        of images: that of each image, if the loss is a mean over the batch.
+        The batch's loss, with its sample weights, is multiplied by the number of
+        images. If the loss is a mean, these are the gradients of each image's loss.
 
         Args:
             model: the model whose step it is.
-            train_step: the step, a function of the data, as an `AugmentedStep` gets it.
+            train_step: the step, as an `AugmentedStep` gets it.
             pack: from images to data.
             images: float, (batch, ...).
 
         Returns:
             `(logs, gradients)`: what the step returned; float32, the shape of the
-            images, or `None` where the loss does not depend on them.
+            images, or `None` if the loss does not depend on them.
 
         Raises:
-            ValueError: if the step does not compute its loss as Keras' own step does.
+            ValueError: if the step does not compute its loss once, as Keras' own does.
         """
         raise NotImplementedError
 
@@ -122,7 +123,7 @@ class Framework:
         raise NotImplementedError
 
     def read_rows(self, table: keras.Variable, rows: Any) -> Any:
-        """Returns rows of a table, without copying the table.
+        """Returns rows of a table without copying the table.
 
         Args:
             table: (size, ...).
@@ -134,11 +135,11 @@ class Framework:
         raise NotImplementedError
 
     def write_rows(self, table: keras.Variable, rows: Any, values: Any) -> None:
-        """Writes rows of a table in place, without copying the table.
+        """Writes rows of a table in place.
 
         Args:
             table: (size, ...).
-            rows: int32, (count,); where two are equal, either value is written.
+            rows: int32, (count,); of equal ones, any one is written.
             values: (count, ...), of the dtype of the table.
         """
         raise NotImplementedError
@@ -146,15 +147,15 @@ class Framework:
     def largest(
         self, x: Any, axis: int | tuple[int, ...], keepdims: bool, least: float
     ) -> Any:
-        """Returns the maximum along axes that are not empty, also of no images at all.
+        """Returns the maximum along axes; works on an empty batch too.
 
         Args:
-            x: an array, whose other axes may be empty.
-            axis: along which axes.
-            keepdims: whether they stay, with length one.
-            least: no value is below it.
+            x: an array; only the axes that remain may be empty.
+            axis: the axes to reduce.
+            keepdims: whether to keep them with length one.
+            least: a lower bound of all values.
         """
-        # With `initial`, PyTorch's would mix the CPU with the device of the array.
+        # PyTorch's `max` puts `initial` on the CPU, whatever the device of the array.
         return ops.amax(x, axis=axis, keepdims=keepdims)
 
     def sparse_matrix(
@@ -168,7 +169,7 @@ class Framework:
             shape: rows and columns of the matrix.
 
         Raises:
-            NotImplementedError: if the backend has no sparse tensors that Keras uses.
+            NotImplementedError: if Keras has no sparse tensors on this backend.
         """
         raise NotImplementedError(
             f"The {backend.backend()} backend has no sparse operator. "
@@ -176,43 +177,67 @@ class Framework:
         )
 
     def fused(self, function: Callable, in_eager: bool = False) -> Callable:
-        """Compiles a function of arrays into one kernel, even in an uncompiled step.
+        """Compiles a function into one kernel, even where the step is not compiled.
 
-        The many small operations on a batch of images around a solve take two to three
-        times as long one by one. In eager execution they stay so, for debugging.
+        One by one, the many small operations around a solve take two to three times as
+        long. Eager execution runs them one by one all the same, for debugging.
 
         Args:
             function: from arrays to arrays.
-            in_eager: whether to compile it in eager execution as well.
+            in_eager: whether to compile it in eager execution too.
 
         Returns:
-            The compiled function, or `function` itself where that is not wanted.
+            The compiled function, or `function` itself.
         """
         raise NotImplementedError
 
+    def shared(self, function: Callable, constants: dict[str, Any]) -> Callable:
+        """Compiles a function as `fused` does, once for all models of the process.
+
+        A program that was compiled stays in memory as long as the process runs, also
+        when the model is gone.
+
+        Args:
+            function: from arrays and constants to arrays; not a closure, because it is
+                kept.
+            constants: the arguments that are no arrays, hashable, by name.
+
+        Returns:
+            The function of the arrays.
+        """
+        return self.fused(functools.partial(function, **constants))
+
+    def in_own_graph(self, function: Callable) -> Callable:
+        """Traces a function into a graph of its own, where there are graphs.
+
+        Args:
+            function: from arrays to arrays. It must not capture arrays.
+        """
+        return function
+
     def apart(self, function: Callable) -> Callable:
-        """Hides a function from a compiler that cannot take it."""
+        """Excludes a function from compilation where the compiler fails on it."""
         return function
 
     def kept(self, function: Callable, constants: tuple[str, ...]) -> Callable:
-        """Compiles a function once, where each call would compile its loops anew.
+        """Compiles a function once, where each eager call would compile its loops.
 
         Args:
             function: from arrays and constants to arrays.
-            constants: the names of the arguments that are no arrays.
+            constants: the names of the arguments that are not arrays.
         """
         return function
 
     def visible(self, x: Any) -> np.ndarray | None:
-        """Returns an array as one of NumPy, `None` while a program is traced."""
+        """Returns an array as a NumPy array, `None` while a program is traced."""
         raise NotImplementedError
 
     def full_precision(self) -> contextlib.AbstractContextManager:
-        """Returns the scope in which float32 matrix products keep their precision."""
+        """Returns a scope in which float32 matrix products keep full precision."""
         return contextlib.nullcontext()
 
     def is_single_batch(self, batches: Any) -> bool:
-        """Returns whether a train function was called by `train_on_batch`, if known."""
+        """Returns whether `train_on_batch` made the batches; `False` if unknown."""
         return False
 
     def check_native(self, data: Any) -> None:
@@ -225,37 +250,39 @@ class Framework:
             if type(x).__module__.startswith("tensorflow.") and not hasattr(x, "numpy"):
                 raise ValueError(
                     f"Received a TensorFlow tensor ({type(x).__name__}) on the "
-                    f"{backend.backend()} backend. A `tf.data` map computes with "
-                    "TensorFlow, and cannot take the gradient of a model of another "
-                    "backend: train with callbacks=[AdversarialTraining(layer)] "
-                    "instead, to which the data may come from `tf.data`, or set "
-                    'KERAS_BACKEND="tensorflow".'
+                    f"{backend.backend()} backend. A `tf.data` map runs in TensorFlow "
+                    "and cannot differentiate a model of another backend. Train with "
+                    "callbacks=[AdversarialTraining(layer)], which accepts data from "
+                    '`tf.data`, or set KERAS_BACKEND="tensorflow".'
                 )
 
     def check_snapshots(self) -> None:
-        """Raises a `NotImplementedError` on a backend that has no `tf.data`."""
+        """Raises a `NotImplementedError` unless `tf.data` runs on this backend."""
         raise NotImplementedError(
-            f"Received snapshot=True on the {backend.backend()} backend. A "
-            "snapshot serves tf.data, which computes with TensorFlow: set "
+            f"Received snapshot=True on the {backend.backend()} backend. Snapshots are "
+            "for `tf.data` maps, which run in TensorFlow. Set "
             'KERAS_BACKEND="tensorflow", or train with AdversarialTraining.'
         )
 
     def shared_bytes(self, content: np.ndarray) -> Any:
-        """Returns a variable on the CPU, which threads of `tf.data` can read.
+        """Returns a variable on the CPU that the threads of `tf.data` can read.
 
         Args:
             content: uint8, (size,).
 
         Returns:
-            A variable with `assign`, which replaces all bytes at once.
+            A variable, whose `assign` replaces all bytes atomically.
         """
         raise NotImplementedError
 
     def unpacked(self, shared: Any, layout: list[tuple[int, str, tuple]]) -> list:
-        """Returns the arrays that the bytes of `shared_bytes` hold at one time.
+        """Reads all arrays from shared bytes, as they are at one time.
 
         Args:
             shared: what `shared_bytes` returned.
             layout: `(start, dtype, shape)` of each array; starts are aligned.
+
+        Returns:
+            The arrays.
         """
         raise NotImplementedError

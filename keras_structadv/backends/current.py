@@ -14,7 +14,7 @@ from keras_structadv.backends.torch import PyTorch
 
 @functools.cache
 def framework() -> Framework:
-    """Returns the methods for the backend of Keras."""
+    """Returns the `Framework` of the backend that Keras uses."""
     known = {"tensorflow": TensorFlow, "jax": JAX, "torch": PyTorch}
     return known.get(backend.backend(), Framework)()
 
@@ -24,16 +24,21 @@ def fused(function: Callable, in_eager: bool = False) -> Callable:
     return framework().fused(function, in_eager)
 
 
+def shared(function: Callable, **constants: Any) -> Callable:
+    """Compiles a function once for all models; see `Framework.shared`."""
+    return framework().shared(function, constants)
+
+
 def kept_program(*constants: str) -> Callable[[Callable], Callable]:
     """Returns a decorator for functions of arrays; see `Framework.kept`."""
     return lambda function: framework().kept(function, constants)
 
 
 def full_precision(function: Callable) -> Callable:
-    """Keeps the float32 matrix products of a function at full precision.
+    """Makes a function compute its float32 matrix products at full precision.
 
-    Accelerators may compute them in TF32 or bfloat16, to three digits. TensorFlow has
-    no switch for single products; PyTorch shortens them only where it is told to.
+    Accelerators may round to TF32 or bfloat16, three digits. Here JAX does not.
+    TensorFlow has no switch for single products; PyTorch rounds only on request.
     """
 
     @functools.wraps(function)

@@ -1,7 +1,7 @@
-"""The methods for JAX; see `Framework` for what each has to do.
+"""The methods of `Framework` on JAX.
 
-A train step of Keras on JAX takes and returns all that changes, its state: the values
-of the trainable, the other, the optimizer's and the metrics' variables.
+On JAX a train step takes and returns its state: the values of the trainable, the
+non-trainable, the optimizer's and the metrics' variables.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from keras_structadv.backends.train_step import (
 
 
 class JAX(Framework):
-    """The methods for JAX, whose train steps take and return all that changes."""
+    """Keras on JAX."""
 
     def gradients(
         self, objective: Callable[[Any], tuple[Any, Any]], images: Any
@@ -35,7 +35,8 @@ class JAX(Framework):
 
     def train_function(self, model: keras.Model, step: AugmentedStep) -> Callable:
         plain = model.train_step
-        ours: list[keras.Variable] | None = None
+        ours: list[keras.Variable] = []
+        prepared = False
 
         def train_step(state: Any, data: Any) -> tuple[Any, Any]:
             *state, values = state
@@ -51,13 +52,13 @@ class JAX(Framework):
             compiled = forced_train_function(model)
 
         def train_function(state: tuple, batches: Iterator) -> tuple[Any, tuple]:
-            nonlocal ours
+            nonlocal ours, prepared
             try:
-                if ours is None:
+                if not prepared:
                     first = next(batches)
                     step.prepare(first)
                     batches = itertools.chain([first], batches)
-                    ours = list(step.variables)
+                    ours, prepared = list(step.variables), True
                 values = [variable.value for variable in ours]
                 logs, (*after, values) = compiled((*state, values), batches)
             except BaseException:
@@ -72,12 +73,12 @@ class JAX(Framework):
     def step_with_gradients(
         self,
         model: keras.Model,
-        train_step: "_StatefulStep",
+        train_step: Any,  # a `_StatefulStep`
         pack: Callable[[Any], Any],
         images: Any,
     ) -> tuple[Any, Any]:
-        # The images are handed to the step as one more weight, and taken out again
-        # where the model is called and where the optimizer gets the gradients.
+        # The step gets the images as one more weight. They are taken out again where
+        # the model is called and where the optimizer gets the gradients.
         data = pack(images)
         given = inputs_of(data)
         compute, optimizer = model.compute_loss_and_updates, model.optimizer
@@ -108,7 +109,7 @@ class JAX(Framework):
             try:
                 logs = train_step(data)
             except Exception:
-                if not places:  # it met a weight too many on another way
+                if not places:  # another function met the extra weight
                     check_calls(model, "compute_loss_and_updates", 0)
                 raise
         check_calls(model, "compute_loss_and_updates", len(places))
@@ -116,9 +117,8 @@ class JAX(Framework):
         if not places[0]:
             raise ValueError(
                 f"The train step of model {model.name!r} changes the images before it "
-                "calls `compute_loss_and_updates`. Their gradients can be reused only "
-                "where it gets them as they are: change them in the model, or pass "
-                'gradient="fresh".'
+                "calls `compute_loss_and_updates`; reused gradients need them "
+                'unchanged. Change them inside the model, or pass gradient="fresh".'
             )
         return logs, of_each_image(found[0], scale, images)
 
@@ -131,7 +131,7 @@ class JAX(Framework):
         return table.value[rows]
 
     def write_rows(self, table: keras.Variable, rows: Any, values: Any) -> None:
-        table.assign(table.value.at[rows].set(values))  # in place, once compiled
+        table.assign(table.value.at[rows].set(values))  # in place where compiled
 
     def sparse_matrix(
         self, indices: np.ndarray, values: np.ndarray, shape: tuple[int, int]
@@ -143,13 +143,13 @@ class JAX(Framework):
     def fused(self, function: Callable, in_eager: bool = False) -> Callable:
         import jax
 
-        # A train step is one program of XLA already.
+        # A compiled train step is one XLA program already.
         return jax.jit(function) if in_eager else function
 
     def kept(self, function: Callable, constants: tuple[str, ...]) -> Callable:
         import jax
 
-        # A loop would be compiled in each call outside a program.
+        # Outside a program each call would compile the loops anew.
         return jax.jit(function, static_argnames=constants)
 
     def visible(self, x: Any) -> np.ndarray | None:
@@ -164,7 +164,7 @@ class JAX(Framework):
 
 
 class _StatefulStep:
-    """A train step of JAX as a function of the data, which keeps the state itself."""
+    """Makes a train step of JAX a function of the data alone; it keeps the state."""
 
     def __init__(self, step: Callable[[Any, Any], tuple[Any, Any]], state: list):
         self._step = step
@@ -177,9 +177,9 @@ class _StatefulStep:
 
 
 def _give_back(model: keras.Model, state: tuple) -> None:
-    """Puts a state that `fit` has taken out of a model back into it.
+    """Puts the state that `fit` took out of a model back into it.
 
-    After an error in its first step `fit` does not do so itself.
+    After an error in the first step `fit` does not do so.
     """
     owners = (
         model.trainable_variables,

@@ -1,4 +1,4 @@
-"""What we need of Keras beyond its public API. Each function gives the reason."""
+"""All uses of Keras beyond its public API. Each function gives its reason."""
 
 import contextlib
 import functools
@@ -12,14 +12,17 @@ from keras_structadv.backends.train_step import replaced
 
 
 def is_nested_call(layer: keras.layers.Layer) -> bool:
-    """Returns whether a layer's `call`, which asks, runs inside another layer's call.
+    """Returns whether a layer runs inside the call of another layer.
 
-    Only Keras' private call context knows the layer at which a call began. The scope of
-    variables of a `stateless_call`, which begins no context, tells the same.
+    Ask from within the layer's `call`. Only Keras' private call context knows the layer
+    at which a call began. `stateless_call` opens no context, but a stateless scope.
+
+    Args:
+        layer: the layer whose `call` asks.
     """
     asker = _asker()
     entry = asker._get_call_context().entry_layer
-    if entry is asker:  # no layer is being called, but `call` itself
+    if entry is asker:  # no context: the user called `layer.call`
         asker._maybe_reset_call_context()
         entry = layer
     return entry is not layer or _stateless_scope() is not None
@@ -27,38 +30,38 @@ def is_nested_call(layer: keras.layers.Layer) -> bool:
 
 @functools.cache
 def _asker() -> keras.layers.Layer:
-    """Returns a layer whose only use is to ask for the call context.
+    """Returns a layer that only reads the call context.
 
-    Asking begins a context where there is none; the layer that asked must end it.
+    Reading opens a context where there is none, and only the reader can close it.
     """
     return keras.layers.Layer(name="asks_for_the_call_context")
 
 
 def infers_shapes() -> bool:
-    """Returns whether Keras runs a call only to learn the shapes of its outputs.
+    """Returns whether Keras runs a call only to infer output shapes.
 
-    It does so for layers made of others that do not tell their output shape. Nothing
-    public tells; a new scope knows the scope around it.
+    It does so for composite layers without `compute_output_shape`. No public function
+    returns the scope; a new scope knows the one around it.
     """
     with keras.SymbolicScope() as scope:
         return scope.original_scope is not None
 
 
 def current_values(variables: list[keras.Variable]) -> list[tuple]:
-    """Returns variables with the values that they have in a stateless scope around.
+    """Returns variables with their values in the current stateless scope.
 
-    Inside such a scope (a train step on JAX, `stateless_call`) the weights are in the
-    scope, not in the variables, and nothing public returns the scope.
+    In a train step on JAX or a `stateless_call` the scope holds the weights, and the
+    variables do not. No public function returns the scope.
 
     Args:
         variables: the variables of a model.
 
     Returns:
-        `(variable, value)` for each variable that the scope knows; empty without a
-        scope. No gradient flows to the values.
+        `(variable, value)` for each variable in the scope; empty without a scope. No
+        gradient flows to the values.
 
     Raises:
-        ValueError: if JAX has taken the variables out of the model in `fit`.
+        ValueError: during `fit` on JAX, which takes the weights out of the model.
     """
     outer = _stateless_scope()
     if outer is None:
@@ -75,23 +78,23 @@ def _stateless_scope() -> keras.StatelessScope | None:
 
 
 def _check_is_there(variable: keras.Variable) -> None:
-    """Raises an error for a variable that JAX has taken out of a model in `fit`."""
+    """Raises a `ValueError` if `fit` on JAX has taken a variable out of its model."""
     try:
         variable.value  # noqa: B018
     except TypeError as error:
         raise ValueError(
-            f"The weight {variable.path!r} is not there: on the "
+            f"The weight {variable.path!r} has no value now: on the "
             f"{backend.backend()} backend `fit` keeps the weights of a model elsewhere "
-            "while it is trained. Let AdversarialTraining(layer) call the layer, or "
-            "call it before or after `fit`."
+            "while it trains. Let AdversarialTraining(layer) call the layer, or call "
+            "it before or after `fit`."
         ) from error
 
 
 def compiled_loss_weights(model: keras.Model) -> Any:
-    """Returns the `loss_weights` that a model was compiled with, `None` without any.
+    """Returns the `loss_weights` of a compiled model, `None` without any.
 
-    Keras keeps them in private attributes only. The public `get_compile_config` fails
-    where a loss or metric has no config.
+    Keras keeps them in a private attribute. The public `get_compile_config` fails where
+    a loss or a metric has no config.
     """
     config = getattr(getattr(model, "_compile_config", None), "config", None)
     return (config or {}).get("loss_weights")
@@ -99,10 +102,10 @@ def compiled_loss_weights(model: keras.Model) -> Any:
 
 @contextlib.contextmanager
 def one_more_state(model: keras.Model) -> Iterator[None]:
-    """Lets the train step of a model on JAX carry one entry more in its state.
+    """Adds a fifth entry to the state of a model's train step on JAX.
 
-    With a distribution, Keras compiles the step with the layout of its four states. It
-    asks this private method for it; the layout of the fifth is left to JAX.
+    With a distribution, Keras compiles the step with the layouts of its four entries,
+    which a private method returns. JAX chooses the layout of the fifth.
     """
     name = "_get_state_sharding_spec"
     spec = getattr(model, name, None)
@@ -118,9 +121,9 @@ def one_more_state(model: keras.Model) -> Iterator[None]:
 
 
 def forced_train_function(model: keras.Model) -> Callable:
-    """Returns a new train function of a model, which keeps the one that it has.
+    """Makes a new train function; the model keeps the one that it has.
 
-    `make_train_function` only writes to the attribute `train_function`.
+    `make_train_function` returns nothing and writes to `model.train_function`.
     """
     with replaced(model, "train_function", None):
         model.make_train_function(force=True)
@@ -128,10 +131,10 @@ def forced_train_function(model: keras.Model) -> Callable:
 
 
 def has_replicas(model: keras.Model) -> bool:
-    """Returns whether a model is trained under a distribution strategy of TensorFlow.
+    """Returns whether a model trains under a TensorFlow distribution strategy.
 
-    Its replicas each see a part of a batch. JAX shows a distributed array as a whole.
-    Every model on TensorFlow has a strategy; the name of its class tells the default.
+    Each replica sees a part of the batch; on JAX a step sees the whole batch. Every
+    model on TensorFlow has a strategy; only the name of its class marks the default.
     """
     strategy = getattr(model, "distribute_strategy", None)
     default = "_DefaultDistributionStrategy"
@@ -139,9 +142,9 @@ def has_replicas(model: keras.Model) -> bool:
 
 
 def strategy_scope(model: keras.Model) -> contextlib.AbstractContextManager:
-    """Returns the scope in which variables for the train step of a model are made.
+    """Returns the scope in which to make variables for a model's train step.
 
-    Only models on TensorFlow have the attribute, which Keras does not document.
+    Keras does not document the attribute, which only models on TensorFlow have.
     """
     strategy = getattr(model, "distribute_strategy", None)
     return contextlib.nullcontext() if strategy is None else strategy.scope()

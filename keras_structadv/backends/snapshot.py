@@ -13,25 +13,25 @@ _ALIGNED = 64  # bytes
 
 
 class WeightSnapshot:
-    """A copy of the weights of a model, on the CPU, that is renewed all at once.
+    """A copy of a model's weights on the CPU, which `refresh` updates atomically.
 
-    The weights are the bytes of one array: whoever reads it sees all of them as they
-    were at one time, also while it is renewed by another thread.
+    All weights are bytes of one array, so that a reader never sees a mixture of old and
+    new weights, even while another thread refreshes them.
 
     Args:
         model: a built model.
 
     Raises:
         ValueError: if the model has no weights yet.
-        NotImplementedError: on a backend that has no `tf.data`.
+        NotImplementedError: on another backend than TensorFlow.
     """
 
     def __init__(self, model: keras.Model):
         framework().check_snapshots()
         if not model.built:
             raise ValueError(
-                f"Model {model.name!r} has no weights yet, so that there is nothing to "
-                "take a snapshot of. Build it first: model.build(input_shape)."
+                f"Received snapshot=True, but model {model.name!r} has no weights yet. "
+                "Build it first: model.build(input_shape)."
             )
         self._model = model
         self._variables = list(model.variables)
@@ -44,21 +44,21 @@ class WeightSnapshot:
         self._bytes = framework().shared_bytes(_joined(parts))
 
     def refresh(self) -> None:
-        """Copies the weights as they are now."""
+        """Copies the current weights of the model."""
         self._bytes.assign(_joined(self._parts()))
 
     def values(self) -> list[tuple[keras.Variable, Any]]:
-        """Returns each variable of the model with its value in the snapshot."""
+        """Returns `(variable, value)`, each variable with its value in the copy."""
         arrays = framework().unpacked(self._bytes, self._layout)
         return list(zip(self._variables, arrays))
 
     def _parts(self) -> list[np.ndarray]:
-        """Returns the bytes of each variable as they are now, uint8, (size,)."""
+        """Returns the bytes of each variable's current value, uint8, (size,)."""
         now = list(map(id, self._model.variables))
         if now != list(map(id, self._variables)):
             raise ValueError(
-                f"The variables of model {self._model.name!r} are not those of which "
-                "the snapshot was taken. Bind again: layer.bind(model, snapshot=True)."
+                f"The variables of model {self._model.name!r} are not those of the "
+                "snapshot any more. Bind again: layer.bind(model, snapshot=True)."
             )
         arrays = (
             np.ascontiguousarray(ops.convert_to_numpy(x)) for x in self._variables

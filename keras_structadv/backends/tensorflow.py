@@ -1,5 +1,6 @@
-"""The methods for TensorFlow; see `Framework` for what each has to do."""
+"""The methods of `Framework` on TensorFlow."""
 
+import functools
 import inspect
 import math
 import sys
@@ -11,12 +12,13 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_structadv.backends.base import Framework
+from keras_structadv.backends.base import AugmentedStep, Framework
+from keras_structadv.backends.keras_state import has_replicas
 from keras_structadv.backends.train_step import check_calls, of_each_image, replaced
 
 
 class TensorFlow(Framework):
-    """The methods for TensorFlow."""
+    """Keras on TensorFlow."""
 
     def gradients(
         self, objective: Callable[[Any], tuple[Any, Any]], images: Any
@@ -28,6 +30,13 @@ class TensorFlow(Framework):
             value, extra = objective(images)
         return tape.gradient(value, images), extra
 
+    def train_function(self, model: keras.Model, step: AugmentedStep) -> Callable:
+        # A step that creates variables is traced twice, and both graphs stay in memory.
+        optimizer = model.optimizer
+        if model.built and not (optimizer.built or has_replicas(model)):
+            optimizer.build(model.trainable_variables)
+        return super().train_function(model, step)
+
     def step_with_gradients(
         self,
         model: keras.Model,
@@ -37,26 +46,50 @@ class TensorFlow(Framework):
     ) -> tuple[Any, Any]:
         import tensorflow as tf
 
-        # The tape here lies around that of the step. Its backward pass is the one that
-        # the step makes for the weights, but for the first layer; graph compilers merge
-        # the two.
-        losses = []
-        compute_loss = model.compute_loss
+        # The graph of its own must not capture arrays: the data come as arguments, with
+        # the images in the places that change with them.
+        data = pack(images)
+        leaves = keras.tree.flatten(data)
+        others = keras.tree.flatten(pack(tf.identity(images)))
+        places = {i for i, (a, b) in enumerate(zip(leaves, others)) if a is not b}
 
-        def recording(*args: Any, **kwargs: Any) -> Any:
-            losses.append(compute_loss(*args, **kwargs))
-            return losses[-1]
+        def run(images: Any, leaves: list) -> tuple[Any, Any]:
+            losses = []
+            compute_loss = model.compute_loss
 
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(images)
-            with replaced(model, "compute_loss", recording):
-                logs = train_step(pack(images))
-            check_calls(model, "compute_loss", len(losses))
-            # As the step does it, so that float16 does not lose small gradients, and
-            # that the two backward passes are the same.
-            loss = model.optimizer.scale_loss(losses[0])
-        gradients = tape.gradient(loss, images)
-        return logs, of_each_image(gradients, model.optimizer.scale_loss(1.0), images)
+            def recording(*args: Any, **kwargs: Any) -> Any:
+                losses.append(compute_loss(*args, **kwargs))
+                return losses[-1]
+
+            # This tape lies around that of the step. Except in the first layer, both
+            # make the same backward pass, and graph compilers merge the two.
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(images)
+                given = [
+                    tf.cast(images, x.dtype) if i in places else x
+                    for i, x in enumerate(leaves)
+                ]
+                with replaced(model, "compute_loss", recording):
+                    logs = train_step(keras.tree.pack_sequence_as(data, given))
+                check_calls(model, "compute_loss", len(losses))
+                # Scaled as in the step: float16 keeps small gradients, and the two
+                # backward passes stay the same.
+                loss = model.optimizer.scale_loss(losses[0])
+            gradients = tape.gradient(loss, images)
+            scale = model.optimizer.scale_loss(1.0)
+            return logs, of_each_image(gradients, scale, images)
+
+        return self.in_own_graph(run)(images, leaves)
+
+    def in_own_graph(self, function: Callable) -> Callable:
+        import tensorflow as tf
+
+        # Keras' optimizers sum gradients over replicas by a custom gradient, which
+        # TensorFlow registers for good, and with it the graph around it. Only what is
+        # outside of that graph is freed with the model.
+        if tf.executing_eagerly() or tf.distribute.has_strategy():
+            return function
+        return tf.function(function, autograph=False)
 
     def bits(self, x: Any) -> Any:
         import tensorflow as tf
@@ -74,7 +107,7 @@ class TensorFlow(Framework):
     def largest(
         self, x: Any, axis: int | tuple[int, ...], keepdims: bool, least: float
     ) -> Any:
-        # `amax` raises for no images.
+        # `amax` raises for an empty batch.
         return ops.max(x, axis=axis, keepdims=keepdims, initial=least)
 
     def sparse_matrix(
@@ -85,7 +118,7 @@ class TensorFlow(Framework):
         return tf.SparseTensor(indices, values, shape)
 
     def fused(self, function: Callable, in_eager: bool = False) -> Callable:
-        if sys.platform == "darwin":  # Metal devices do not have XLA
+        if sys.platform == "darwin":  # Metal devices have no XLA
             return function
         import tensorflow as tf
 
@@ -97,13 +130,21 @@ class TensorFlow(Framework):
 
         return call
 
+    def shared(self, function: Callable, constants: dict[str, Any]) -> Callable:
+        import tensorflow as tf
+
+        if sys.platform == "darwin" or tf.executing_eagerly():
+            return functools.partial(function, **constants)
+        # Some operations make arrays of Keras' default dtype.
+        return _program(function, tuple(constants.items()), keras.config.floatx())
+
     def visible(self, x: Any) -> np.ndarray | None:
         import tensorflow as tf
 
         return ops.convert_to_numpy(x) if tf.executing_eagerly() else None
 
     def is_single_batch(self, batches: Any) -> bool:
-        return inspect.isgenerator(batches)  # `fit` gives an iterator of `tf.data`
+        return inspect.isgenerator(batches)  # `fit` passes an iterator of `tf.data`
 
     def check_native(self, data: Any) -> None:
         pass
@@ -118,7 +159,7 @@ class TensorFlow(Framework):
             with tf.device("CPU:0"):
                 return tf.Variable(content, trainable=False)
 
-        # A new thread: a strategy in effect here would make a copy for each device.
+        # In a new thread, because a strategy here would make a copy for each device.
         with futures.ThreadPoolExecutor(1) as pool:
             return pool.submit(on_the_cpu).result()
 
@@ -130,10 +171,18 @@ class TensorFlow(Framework):
         def array(start: int, dtype: str, shape: tuple) -> Any:
             kind = tf.as_dtype(dtype)
             end = start + kind.size * math.prod(shape)
-            value = flat[start:end]  # aligned, so that nothing is copied
+            value = flat[start:end]  # aligned: no copy
             if kind == tf.bool:
                 return tf.reshape(value != 0, shape)
             size = (kind.size,) if kind.size > 1 else ()
             return tf.bitcast(tf.reshape(value, shape + size), kind)
 
         return [array(*entry) for entry in layout]
+
+
+@functools.cache
+def _program(function: Callable, constants: tuple, floatx: str) -> Callable:
+    import tensorflow as tf
+
+    pure = functools.partial(function, **dict(constants))
+    return tf.function(pure, jit_compile=True, autograph=False)

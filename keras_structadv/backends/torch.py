@@ -1,4 +1,4 @@
-"""The methods for PyTorch; see `Framework` for what each has to do."""
+"""The methods of `Framework` on PyTorch."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +13,7 @@ from keras_structadv.backends.train_step import check_calls, of_each_image
 
 
 class PyTorch(Framework):
-    """The methods for PyTorch."""
+    """Keras on PyTorch."""
 
     def gradients(
         self, objective: Callable[[Any], tuple[Any, Any]], images: Any
@@ -29,7 +29,7 @@ class PyTorch(Framework):
         return gradients, extra
 
     def train_function(self, model: keras.Model, step: AugmentedStep) -> Callable:
-        # Where it is compiled, it is the plain step that is.
+        # If the model is compiled, only the plain step is.
         plain = forced_train_function(model)
 
         def train_step(data: Any) -> Any:
@@ -48,7 +48,7 @@ class PyTorch(Framework):
         for variable in model.trainable_variables:
             variable.value.grad = None
         scale = model.optimizer.scale_loss(1.0)
-        # Not the compiled step: PyTorch's compiler fails where an input has a gradient.
+        # Not the compiled step: the compiler fails if an input requires a gradient.
         logs = model.train_step(pack(images))
         weights = model.trainable_variables
         if images.grad is None and all(x.value.grad is None for x in weights):
@@ -67,12 +67,12 @@ class PyTorch(Framework):
         table.value.detach()[rows] = values.detach()
 
     def fused(self, function: Callable, in_eager: bool = False) -> Callable:
-        return function  # nothing is compiled, as Keras does by default
+        return function  # Keras compiles nothing by default either
 
     def apart(self, function: Callable) -> Callable:
         import torch
 
-        # Layers made within a step confuse PyTorch's compiler.
+        # PyTorch's compiler fails on layers that are made within a step.
         return torch.compiler.disable(function)
 
     def visible(self, x: Any) -> np.ndarray | None:

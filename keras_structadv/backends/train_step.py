@@ -1,4 +1,4 @@
-"""What the backends share when they change a train step, or check what it did."""
+"""Tools to replace parts of a train step and to check what it did."""
 
 import contextlib
 from collections.abc import Iterator
@@ -32,14 +32,14 @@ def check_calls(model: keras.Model, name: str, times: int) -> None:
     """Raises a `ValueError` unless a train step called `name` exactly once."""
     if times != 1:
         raise ValueError(
-            f"The train step of model {model.name!r} called `{name}` {times} times. "
-            "Its gradients can be reused only where it calls it once: call it in your "
+            f"The train step of model {model.name!r} called `{name}` {times} times; "
+            "reused gradients need exactly one call. Call it once in your "
             '`train_step`, or pass gradient="fresh".'
         )
 
 
 def of_each_image(gradients: Any, scale: Any, images: Any) -> Any:
-    """Turns the gradients of a batch's scaled mean loss into those of each image.
+    """Converts gradients of the batch's scaled mean loss into per-image gradients.
 
     Args:
         gradients: (batch, ...); `None` passes through.
@@ -47,8 +47,8 @@ def of_each_image(gradients: Any, scale: Any, images: Any) -> Any:
         images: (batch, ...), for the number of images.
 
     Returns:
-        float32, the shape of `gradients`: multiplied by the number of images, divided
-        by the scale.
+        float32, the shape of `gradients`: times the number of images, divided by the
+        scale.
     """
     if gradients is None:
         return None

@@ -1,4 +1,4 @@
-"""A call of a model in inference mode that leaves no trace."""
+"""Calls of a model in inference mode that leave no trace."""
 
 import inspect
 from typing import Any
@@ -9,14 +9,15 @@ from keras_structadv.backends import current_values
 
 
 class Inference(keras.layers.Layer):
-    """Calls a model in inference mode, and leaves no trace in it.
+    """Calls a model in inference mode and leaves no trace in it.
 
-    Keras clears the losses of the layer at which a call enters. Here that is this
-    layer, which does not track the model.
+    Keras clears the losses of the layer at which a call begins: here this layer, which
+    does not track the model.
 
     Args:
         model: the model.
-        values: for variables of the model, the values to use in their place.
+        values: `(variable, value)` pairs that replace weights of the model; empty for
+            its current weights.
     """
 
     def __init__(self, model: keras.Model, values: Any = ()):
@@ -28,10 +29,10 @@ class Inference(keras.layers.Layer):
             p.name == "training" or p.kind == p.VAR_KEYWORD for p in parameters
         )
         mode = {"training": False} if takes_mode else {}
-        # Not `model(inputs)`: where this happens inside a call of the model itself, its
-        # end would be taken for the end of that call.
+        # Not `model(inputs)`: inside a call of the model itself, Keras would take the
+        # end of this call for the end of that one.
         self._call_model = lambda inputs: model.call(inputs, **mode)
-        # Where the model is called as a function of its weights, those are the weights.
+        # In a stateless scope the weights are in the scope.
         self._values = lambda: values or current_values(model.variables)
         self._set_mode = _InMode()
         self.built = True
@@ -41,16 +42,18 @@ class Inference(keras.layers.Layer):
         self._set_mode(inputs, training=False)
         with keras.StatelessScope(self._values()):
             predictions = self._call_model(inputs)
-        # What comes next in the call around this one inherits the mode, also that none
-        # is known.
+        # The layers that follow in the outer call inherit this mode, also `None`.
         self._set_mode(inputs, training=training)
         return predictions
 
 
 class _InMode(keras.layers.Layer):
-    def __init__(self):
+    """Sets the mode that the layers called after it inherit; returns its input."""
+
+    def __init__(self) -> None:
         super().__init__(autocast=False)
         self.built = True
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
+        """Returns the input."""
         return inputs

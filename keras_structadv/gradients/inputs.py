@@ -1,7 +1,7 @@
-"""The images among a model's inputs, and what is beside them.
+"""The images among a model's inputs, and the inputs beside them.
 
-A `pack` is a function `(images, chosen=None) -> inputs` of the model, for the images
-at the places `chosen` of the batch, int32, (count,), or for all.
+A `pack` is a function `(images, chosen=None) -> inputs` of the model. `chosen`, int32,
+(count,), are the places of the images in their batch; `None` means all of it.
 """
 
 from collections.abc import Callable
@@ -15,15 +15,14 @@ def images_among(inputs: Any) -> tuple[Any, Callable]:
     """Finds the images among the inputs of a model.
 
     Args:
-        inputs: an array, or a structure of arrays: the images are the only one, the
+        inputs: an array or a structure of arrays. The images are the only array, the
             only one of rank 4, or the entry `"images"` of a dict.
 
     Returns:
-        The images, and a function `(images, chosen=None) -> inputs` that puts others in
-        their place, with the places of those among the batch.
+        `(images, pack)`; the `pack` puts other images in their place.
 
     Raises:
-        ValueError: if it is not clear which are the images.
+        ValueError: if several arrays, or none, may be the images.
     """
     leaves = [ops.convert_to_tensor(x) for x in keras.tree.flatten(inputs)]
     places = [i for i, x in enumerate(leaves) if len(x.shape) == 4]
@@ -35,8 +34,8 @@ def images_among(inputs: Any) -> tuple[Any, Callable]:
     if len(places) != 1:
         shapes = keras.tree.map_structure(lambda x: tuple(x.shape), inputs)
         raise ValueError(
-            f"Received inputs of shapes {shapes}. One of them must be images of rank "
-            '4; where several are, name the images: {"images": ..., ...}.'
+            f"Received inputs of shapes {shapes}. Pass exactly one of rank 4, or name "
+            'the images: {"images": ..., ...}.'
         )
     place = places[0]
 
@@ -58,7 +57,7 @@ def only_input(model: keras.Model, images: Any) -> Any:
         images: (batch, ...).
 
     Returns:
-        `images`, in a list or a dict where the model's input is one.
+        `images`, in a list or a dict if the model takes one.
 
     Raises:
         ValueError: if the model takes more than one input.
@@ -68,9 +67,9 @@ def only_input(model: keras.Model, images: Any) -> Any:
     if len(names) > 1:
         raise ValueError(
             f"Received images alone for model {model.name!r}, which takes "
-            f"{len(names)} inputs. Pass a dict with the images under the key "
-            '"images" and the other inputs under theirs, or, if the layer is inside '
-            "the model, train with callbacks=[AdversarialTraining()]."
+            f"{len(names)} inputs. Pass a dict with all of them, the images under the "
+            'key "images". If the layer is inside the model, train with '
+            "callbacks=[AdversarialTraining()]."
         )
     nested = keras.tree.is_nested(structure) and len(names) == 1
     return keras.tree.pack_sequence_as(structure, [images]) if nested else images
@@ -79,12 +78,12 @@ def only_input(model: keras.Model, images: Any) -> Any:
 def stand_in_input(model: keras.Model, images: Any) -> Any:
     """Stand-in inputs for a model with a layer inside; only their shape matters.
 
-    The layer emits its images itself, whatever the layers before it make of these.
+    The layer replaces what reaches it by its own images.
 
     Args:
         model: the model.
-        images: (batch, ...), the images at the layer. They serve where their size is
-            that of the model's input; otherwise zeros of that size do.
+        images: (batch, ...), the images at the layer; used if they fit the model's
+            input, replaced by zeros of its size otherwise.
 
     Returns:
         Inputs of the model.
@@ -109,7 +108,8 @@ def keys_beside_images(model: keras.Model | None) -> list[str]:
         model: the model; `None` has no inputs.
 
     Returns:
-        The keys, in the model's order; none if its inputs are no dict with `"images"`.
+        The keys, in the model's order; empty unless its inputs are a dict with
+        `"images"`.
     """
     inputs = getattr(model, "input", None)
     if isinstance(inputs, dict) and "images" in inputs:
@@ -120,7 +120,7 @@ def keys_beside_images(model: keras.Model | None) -> list[str]:
 def pack_beside_images(
     model: keras.Model | None, images: Any, data: dict
 ) -> Callable | None:
-    """Returns a `pack` with those entries of a dict that a model takes as inputs.
+    """Returns a `pack` that adds the model's other inputs from a dict.
 
     Args:
         model: the model, or `None`.
@@ -128,19 +128,20 @@ def pack_beside_images(
         data: arrays, under their keys.
 
     Returns:
-        The `pack`; `None` if the model takes nothing of `data` but the images.
+        The `pack`; `None` if `data` holds no other input of the model.
     """
     beside = {key: data[key] for key in keys_beside_images(model) if key in data}
     return images_among({"images": images, **beside})[1] if beside else None
 
 
 def pack_of_real_inputs(inputs: Any) -> Callable:
-    """Returns a `pack` that keeps the real inputs, whatever the images.
-
-    It is for a layer inside a model, which emits its images itself.
+    """Returns a `pack` for a layer inside a model: the real inputs, for any images.
 
     Args:
         inputs: a structure of arrays, (batch, ...).
+
+    Returns:
+        The `pack`, which ignores its images.
     """
 
     def pack(_: Any, chosen: Any = None) -> Any:
@@ -152,18 +153,17 @@ def pack_of_real_inputs(inputs: Any) -> Callable:
 
 
 def split_inputs(model: keras.Model, x: Any, extra_keys: set[str]) -> tuple[Any, dict]:
-    """Separates a model's inputs from what only the layers take.
+    """Splits the inputs of a batch into the model's and those of the layers.
 
     Args:
         model: the model that is trained.
-        x: the first entry of a batch of `fit`; only a dict with the key `"images"` can
-            hold more than the model takes.
-        extra_keys: keys that the layers take. A key that the model takes as well stays
-            an input.
+        x: the first entry of a batch of `fit`. Only a dict with the key `"images"` is
+            split.
+        extra_keys: keys that the layers take. The model's own keys stay inputs.
 
     Returns:
-        `(inputs, extra)`: the model's inputs, without the dict where the images are all
-        that is left and the model's input is no dict; the entries of `extra_keys`.
+        `(inputs, extra)`. If only images are left and the model takes no dict, `inputs`
+        are the bare images.
     """
     if not (isinstance(x, dict) and "images" in x):
         return x, {}

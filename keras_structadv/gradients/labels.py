@@ -1,4 +1,4 @@
-"""Labels: their forms, the most likely ones, and wrong ones to approach."""
+"""Labels: their forms, the most likely ones, and wrong ones as targets."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,19 +6,23 @@ from typing import Any
 import keras
 from keras import backend, ops
 
+from keras_structadv.gradients.loss import PerImageLoss
 
-def as_labels(classes: Any, predictions: Any, loss: Any, like: Any = None) -> Any:
-    """Returns class ids in the form of label that the loss takes.
+
+def as_labels(
+    classes: Any, predictions: Any, loss: PerImageLoss, like: Any = None
+) -> Any:
+    """Converts class ids or vectors to the labels that a loss takes.
 
     Args:
-        classes: class ids, (batch, ...), or labels that already have the form.
+        classes: class ids, (batch, ...), or vectors, (batch, ..., classes).
         predictions: (batch, ..., classes).
         loss: what `per_image_loss` returned.
-        like: labels whose form and dtype are taken; `None` where there are none, and
-            the kind of the loss decides.
+        like: labels whose form and dtype to use; `None` for the form that the kind of
+            the loss suggests.
 
     Returns:
-        Class ids, or one-hot vectors of the dtype of `like`.
+        Class ids or vectors, in the dtype of `like`.
     """
     depth = predictions.shape[-1]
     vectors = len(classes.shape) == len(predictions.shape)
@@ -39,8 +43,8 @@ def as_labels(classes: Any, predictions: Any, loss: Any, like: Any = None) -> An
     return ops.reshape(ops.cast(classes, dtype), shape)
 
 
-def most_likely(predictions: Any, loss: Any) -> Any:
-    """Returns the label in which a model has most confidence.
+def most_likely(predictions: Any, loss: PerImageLoss) -> Any:
+    """Returns the label that a model predicts.
 
     Args:
         predictions: (batch, ..., classes).
@@ -51,12 +55,12 @@ def most_likely(predictions: Any, loss: Any) -> Any:
         predictions.
 
     Raises:
-        ValueError: if the loss does not tell what a label is.
+        ValueError: for one output with another loss than a binary cross-entropy.
     """
     if predictions.shape[-1] == 1 and not loss.is_binary:
         raise ValueError(
-            "Received no labels, and a loss from which no most likely label follows: "
-            "its model has one output, and it is no binary cross-entropy. Pass labels."
+            "Received no labels for a model with one output whose loss is not a binary "
+            "cross-entropy, so that no label is the most likely. Pass labels."
         )
     if loss.is_binary:
         return ops.cast(predictions > (0.0 if loss.from_logits else 0.5), "int32")
@@ -102,31 +106,47 @@ def random_wrong(labels: Any, predictions: Any, seed: Any = None) -> Any:
     steps = keras.random.randint(ops.shape(true), 1, classes, seed=seed)
     if not are_vectors(labels, predictions):
         return (true + steps) % classes
-    # One draw for each label, whatever is present in it. It has one value for each
-    # wrong class of a label with one class, and is scaled for fewer wrong classes.
-    # Where their numbers do not divide, the offset shares the rest out over the batch.
-    order = (true[..., None] + 1 + ops.arange(classes, dtype="int32")) % classes
-    absent = ops.logical_not(classes_present(labels, predictions))
-    absent = ops.take_along_axis(ops.cast(absent, "int32"), order, axis=-1)
-    count = ops.sum(absent, axis=-1)
+    present = classes_present(labels, predictions)
+    absent = classes - ops.sum(ops.cast(present, "int32"), axis=-1)
+    # One draw for each label, so that what is present does not change later draws. With
+    # several classes present, it is scaled to the number of absent ones; a fixed offset
+    # for each place in the batch keeps their probabilities equal.
     offset = keras.random.randint(ops.shape(true), 0, 256, seed=0)
     scaled = ops.cast(steps - 1, "float32") + ops.cast(offset, "float32") / 256
-    scaled = scaled * ops.cast(count, "float32") / (classes - 1)
-    scaled = ops.minimum(ops.cast(ops.floor(scaled), "int32"), count - 1)
-    number = ops.where(count == classes - 1, steps - 1, scaled)
+    scaled = scaled * ops.cast(absent, "float32") / (classes - 1)
+    scaled = ops.minimum(ops.cast(ops.floor(scaled), "int32"), absent - 1)
+    number = ops.where(absent == classes - 1, steps - 1, scaled)
+    return _absent_after(true, number, present)
+
+
+def _absent_after(start: Any, number: Any, present: Any) -> Any:
+    """Returns the absent class that follows a class, counted from 0 and cyclically.
+
+    Args:
+        start: int32, (batch, ...), the class after which to count.
+        number: int32, (batch, ...), how many absent classes to skip.
+        present: bool, (batch, ..., classes).
+
+    Returns:
+        int32, (batch, ...), -1 where every class is present.
+    """
+    classes = present.shape[-1]
+    order = (start[..., None] + 1 + ops.arange(classes, dtype="int32")) % classes
+    absent = ops.cast(ops.logical_not(present), "int32")
+    absent = ops.take_along_axis(absent, order, axis=-1)
     numbers = ops.where(absent > 0, ops.cumsum(absent, axis=-1) - 1, -1)
-    place = ops.argmax(numbers == number[..., None], axis=-1)
-    wrong = (true + 1 + ops.cast(place, "int32")) % classes
-    return ops.where(count > 0, wrong, -1)
+    hits = ops.cast(numbers == number[..., None], "int32")
+    found = (start + 1 + ops.cast(ops.argmax(hits, axis=-1), "int32")) % classes
+    return ops.where(ops.any(absent > 0, axis=-1), found, -1)
 
 
 def classes_present(labels: Any, predictions: Any) -> Any:
-    """Returns which classes are present in labels.
+    """Returns which classes are present in each label.
 
-    - In a class id or a one-hot vector, the class.
-    - In a vector with some zeros (multi-hot, MixUp), each class above zero.
-    - In a vector without zeros (label smoothing, a teacher's probabilities), each class
-      with the largest entry; so all of them, if all entries are equal.
+    - A class id or a one-hot vector: its class.
+    - A vector with an entry of zero or less (multi-hot, MixUp): all classes above zero.
+    - A vector of positive entries (label smoothing, a teacher's probabilities): the
+      class with the largest entry, or all classes that share it.
 
     Args:
         labels: class ids, (batch, ...), or vectors, (batch, ..., classes).
@@ -155,6 +175,7 @@ def are_vectors(labels: Any, predictions: Any) -> bool:
 
 
 def _class_ids(labels: Any, predictions: Any) -> Any:
+    """Returns labels as class ids, int32; of a vector, the largest entry's."""
     if predictions.shape[-1] > 1:
         if are_vectors(labels, predictions):
             return ops.cast(ops.argmax(labels, axis=-1), "int32")

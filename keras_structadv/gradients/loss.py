@@ -2,22 +2,22 @@
 
 import copy
 import numbers
-from collections.abc import Callable
 from typing import Any
 
 import keras
 from keras import ops
 
 
-def per_image_loss(model: keras.Model, loss: Any = None) -> Callable[[Any, Any], Any]:
-    """Returns `(labels, predictions) -> losses`, one loss for each image, (batch,).
+def per_image_loss(model: keras.Model, loss: Any = None) -> "PerImageLoss":
+    """Returns a loss as `(labels, predictions) -> losses`, float32, (batch,).
 
-    The loss of an image is what `loss` reports for this image alone. A function that
-    reduces to a scalar by itself is taken as a mean over the batch.
+    An image's loss is what `loss` returns for this image alone. A function that returns
+    a scalar counts as a mean over the batch.
 
     Args:
-        model: the model whose compiled loss is taken when `loss` is `None`.
-        loss: a loss as `model.compile` takes it: name, function or `keras.losses.Loss`.
+        model: the model, for its compiled loss.
+        loss: a loss as `model.compile` takes it: name, function or `keras.losses.Loss`;
+            `None` for the compiled one.
 
     Returns:
         The function.
@@ -35,13 +35,25 @@ def per_image_loss(model: keras.Model, loss: Any = None) -> Callable[[Any, Any],
         )
     if isinstance(loss, (list, tuple, dict)):
         raise ValueError(
-            f"Received loss={loss!r}. Adversarial gradients are taken of one loss of "
-            "one output: pass it as `loss`."
+            f"Received loss={loss!r} for one output. Pass one loss: a name, a function "
+            "or a keras.losses.Loss."
         )
-    return _PerImageLoss(loss)
+    return PerImageLoss(loss)
 
 
-class _PerImageLoss:
+class PerImageLoss:
+    """A loss of each image, and what its kind says about labels.
+
+    Args:
+        loss: a loss as `model.compile` takes it.
+
+    Attributes:
+        from_logits: whether predictions are logits.
+        takes_class_ids: whether labels are class ids, not vectors.
+        is_binary: whether it is a binary cross-entropy.
+        ignore_class: the class id of what has no label, or `None`.
+    """
+
     def __init__(self, loss: Any):
         self._sum = getattr(loss, "reduction", None) == "sum"
         self.from_logits = bool(getattr(loss, "from_logits", False))
@@ -50,7 +62,7 @@ class _PerImageLoss:
             loss.reduction = None
             name = type(loss).__name__ + loss.name
         elif str(loss).lower() in ("crossentropy", "ce"):
-            name = loss  # the labels decide which
+            name = loss  # decided by the form of the labels
         else:
             loss = keras.losses.get(loss)
             name = getattr(loss, "__name__", "")
@@ -60,6 +72,7 @@ class _PerImageLoss:
         self.ignore_class = getattr(loss, "ignore_class", None)
 
     def __call__(self, labels: Any, predictions: Any) -> Any:
+        """Returns the loss of each image, float32, (batch,)."""
         labels = ops.convert_to_tensor(labels)
         if isinstance(self._loss, keras.losses.Loss):
             losses = self._loss(labels, predictions)
@@ -88,10 +101,10 @@ class _PerImageLoss:
 
 
 def only_entry(x: Any) -> Any:
-    """Returns the one entry of a list, tuple or dict that has one, else `x` itself."""
+    """Unpacks lists, tuples and dicts with one entry; returns anything else as is."""
     while isinstance(x, (list, tuple, dict)) and len(x) == 1:
         (entry,) = x.values() if isinstance(x, dict) else x
-        if isinstance(entry, numbers.Number):  # the label of one image
+        if isinstance(entry, numbers.Number):  # a list of labels for one image
             break
         x = entry
     return x

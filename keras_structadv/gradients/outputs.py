@@ -1,4 +1,4 @@
-"""Models with several outputs: what belongs to each of them."""
+"""Models with several outputs: the loss, predictions and labels of each."""
 
 from typing import Any
 
@@ -14,27 +14,27 @@ def by_output(
     predictions: Any,
     *labels: Any,
 ) -> list[tuple]:
-    """Returns, for each output that has a loss, what belongs together.
+    """Groups losses, predictions and labels by output; skips outputs without a loss.
 
     Args:
-        model: the model whose compiled loss and `loss_weights` are taken when `loss` is
-            `None`.
+        model: the model, for the names of its outputs.
         loss: a loss as `model.compile` takes it: one for all outputs, or a list or a
-            dict with one for each.
+            dict with one for each; `None` for the compiled one, with its
+            `loss_weights`.
         predictions: what the model returned: an array, a list or a dict of arrays.
-        *labels: each is `None`, or in the structure of the predictions, or a dict with
+        *labels: each is `None`, in the structure of the predictions, or a dict with
             the names of the outputs.
 
     Returns:
-        A list of `(weight, per_image_loss, predictions, *labels)`.
+        A list of `(weight, per_image_loss, predictions, *labels)`, one for each output.
 
     Raises:
-        ValueError: if there is no loss, or the structures do not fit.
+        ValueError: if there is no loss, or the structures differ.
     """
     predictions = only_entry(predictions)
     if not isinstance(predictions, (list, tuple, dict)):
-        entries = (only_entry(x) for x in labels)
-        return [(1.0, per_image_loss(model, loss), predictions, *entries)]
+        only = map(only_entry, labels)
+        return [(1.0, per_image_loss(model, loss), predictions, *only)]
     weights = None
     if loss is None and getattr(model, "loss", None) is not None:
         loss, weights = model.loss, compiled_loss_weights(model)
@@ -61,7 +61,7 @@ def by_output(
             "list or a dict with one entry for each output."
         )
 
-    rows = zip(
+    outputs = zip(
         entries("loss_weights", weights, one_for_all=True),
         entries("loss", loss, one_for_all=True),
         predictions,
@@ -69,9 +69,9 @@ def by_output(
     )
     rows = [
         (1.0 if weight is None else weight, per_image_loss(model, one), *rest)
-        for weight, one, *rest in rows
+        for weight, one, *rest in outputs
         if one is not None
     ]
     if not rows:
-        per_image_loss(model, None)  # which tells what to do
+        per_image_loss(model, None)  # raises
     return rows

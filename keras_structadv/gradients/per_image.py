@@ -17,10 +17,11 @@ from keras_structadv.gradients.labels import (
     as_labels,
     most_likely,
 )
+from keras_structadv.gradients.loss import PerImageLoss
 from keras_structadv.gradients.outputs import by_output
 
-# Each image's loss is brought to this size before the backward pass. It keeps float16
-# gradients away from zero as well as from infinity, whatever the size of the loss.
+# Each image's loss is scaled to this size before the backward pass, so that float16
+# gradients neither vanish nor overflow.
 _LOSS_SIZE = 64.0
 
 
@@ -32,37 +33,40 @@ def per_image_gradients(
     loss: Any = None,
     target: Any = None,
 ) -> Any:
-    """Returns, for each image, the direction in which the adversarial loss rises.
+    """Returns the gradient of each image's loss with respect to the image.
 
-    That is the gradient of `sum_k L(model(z_k), l_k)`: a sum, so that the gradient of
-    an image does not depend on the other images of its batch. The model is called with
-    `training=False`, and the pass leaves no trace: weights, statistics, seeds, metrics
-    and losses stay as they are.
+    It is the gradient of `sum_k L(model(z_k), l_k)`. Because of the sum, an image's
+    gradient does not depend on the other images of its batch. The pass runs in
+    inference mode and leaves no trace: weights, statistics, seeds, metrics and losses
+    do not change.
 
     Args:
-        model: a model. Of several outputs the sum of their losses counts, with their
+        model: a model. With several outputs, their losses are added with the model's
             `loss_weights`.
         images: float or integer, (batch, ...), as the model takes them. For a model
-            with several inputs, all of them, as it takes them: the images are the one
-            of rank 4, or the entry `"images"` of a dict.
-        labels: the true labels, in the form that the loss takes; `None` for the
-            model's own most likely labels, where the loss is a cross-entropy.
-        loss: the loss, as `model.compile` takes it; `None` for the one that the model
-            was compiled with.
-        target: `None` to ascend the loss of `labels`; otherwise the loss of another
-            label is descended: `"most_confident_wrong"` or `"random"` (a wrong label,
-            drawn for each image), labels in the form of `labels`, or a function
-            `(labels, predictions) -> class ids`. In vectors of labels a wrong class is
-            one that is not present; see `classes_present`. An image in which every
-            class is present (class id -1) has a gradient of zero.
+            with several inputs, all inputs; the images are the one of rank 4, or the
+            entry `"images"` of a dict.
+        labels: the true labels, in the form that the loss takes; `None` for the labels
+            that the model predicts, if the loss is a cross-entropy.
+        loss: a loss as `model.compile` takes it; `None` for the compiled one.
+        target: `None` to ascend the loss of `labels`. Otherwise the target, whose loss
+            is descended:
+
+            - `"most_confident_wrong"`: the wrong class with the highest prediction;
+            - `"random"`: a wrong class, drawn for each image;
+            - labels, in the form of `labels`;
+            - a function `(labels, predictions) -> class ids`.
+
+            With vectors as labels (multi-hot, MixUp), a wrong class is one that is not
+            present. If every class is present, the image's gradient is zero.
 
     Returns:
-        gradients: float32, the shape of `images`. For a target, the negative of the
-        gradient of its loss, so that ascending it approaches the target.
+        gradients: float32, the shape of `images`. With a target, the negative gradient
+        of its loss: ascending approaches the target.
 
     Raises:
-        ValueError: if no loss is known, labels and images differ in number, or an
-            argument has no meaning here.
+        ValueError: if there is no loss, labels and images differ in number, or an
+            argument is not one of the above.
 
     Reference: Luo, Mobahi, Bengio (2020), Algorithm 1, line 4, and section 6.3.
     """
@@ -84,15 +88,15 @@ def gradients_of(
     loss: Any,
     target: Any,
 ) -> Any:
-    """Returns what `per_image_gradients` does, for a way from images to predictions.
+    """Returns `per_image_gradients` for a forward pass that is given.
 
     Args:
-        model: the model, whose compiled loss it is.
+        model: the model, for its compiled loss.
         forward: from images to the predictions of the model, in inference mode.
         images: float or integer, (batch, ...).
-        labels: as in `per_image_gradients`, as are `loss` and `target`.
-        loss: see `labels`.
-        target: see `labels`.
+        labels: as in `per_image_gradients`.
+        loss: as in `per_image_gradients`.
+        target: as in `per_image_gradients`.
 
     Returns:
         gradients: float32, the shape of `images`.
@@ -106,10 +110,13 @@ def gradients_of(
 
     def objective(images: Any) -> tuple[Any, Any]:
         losses = 0.0
-        for weight, *row, aim in by_output(model, loss, forward(images), labels, aims):
-            if aims is None or aim is not None:  # else an output that is left alone
-                one = _adversarial_losses(*row, rule if aims is None else aim, images)
-                losses = losses + weight * one
+        for weight, one, predictions, true, aim in by_output(
+            model, loss, forward(images), labels, aims
+        ):
+            if aims is None or aim is not None:  # else no target for this output
+                losses = losses + weight * _adversarial_losses(
+                    one, predictions, true, rule if aims is None else aim, images
+                )
         size = ops.maximum(ops.abs(ops.stop_gradient(losses)), 0.01)
         return ops.sum(losses * (_LOSS_SIZE / size)), size
 
@@ -123,16 +130,16 @@ def gradients_of(
 
 
 def _adversarial_losses(
-    loss: Callable, predictions: Any, labels: Any, target: Any, images: Any
+    loss: PerImageLoss, predictions: Any, labels: Any, target: Any, images: Any
 ) -> Any:
-    """Returns what each image's gradient ascends for one output, (batch,).
+    """Returns what each image ascends for one output, float32, (batch,).
 
     Args:
         loss: what `per_image_loss` returned.
         predictions: (batch, ..., classes), or (batch,).
         labels: the true labels; `None` for the most likely ones.
-        target: `None` to ascend the loss of the true labels; otherwise labels, or a
-            function `(labels, predictions) -> class ids`, whose loss is descended.
+        target: `None` to ascend the loss of the true labels; otherwise labels to
+            descend to, or a function `(labels, predictions) -> class ids`.
         images: (batch, ...), for their number.
     """
     if len(predictions.shape) == 1:
@@ -148,24 +155,24 @@ def _adversarial_losses(
     given = ops.convert_to_tensor(given)
     check_length("target", given, images)
     aim = as_labels(given, settled, loss, like=labels)
-    if loss.ignore_class is not None:  # what has no label gets no aim either
+    if loss.ignore_class is not None:  # without a label, without a target
         ignored = ops.cast(loss.ignore_class, labels.dtype)
         aim = ops.where(labels == ignored, labels, aim)
     ids = len(given.shape) == len(settled.shape) - 1
     if not (callable(target) and ids and are_vectors(labels, settled)):
         return -loss(aim, predictions)
-    # Where every class is present, no class is wrong, and the image gets no gradient.
+    # -1: every class is present, none is wrong. Such an image gets no gradient.
     aim = ops.where((given < 0)[..., None], labels, aim)
     some = ops.any(given >= 0, axis=tuple(range(1, len(given.shape))))
     return -loss(aim, predictions) * ops.cast(some, "float32")
 
 
 def without_gradient(model: keras.Model, images: Any) -> Any:
-    """Returns a gradient of zero, and warns that the loss is blind to the images."""
+    """Returns gradients of zero; warns that the loss does not depend on the images."""
     warnings.warn(
-        f"The loss of model {model.name!r} does not depend on the images, so that "
-        "their gradient is zero. An integer input (`dtype='uint8'`) is the usual "
-        "cause: make it a float input.",
+        f"The loss of model {model.name!r} does not depend on the images: their "
+        "gradients are zero. The usual cause is an integer input (`dtype='uint8'`); "
+        "make it a float input.",
         stacklevel=3,
     )
     return ops.zeros_like(ops.cast(images, "float32"))

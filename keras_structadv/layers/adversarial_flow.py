@@ -77,6 +77,7 @@ class AdversarialFlow(StructuredAdversary):
 
     strength_name = "max_displacement"
     scale_name = "alpha"
+    stateless = True
     measure_name = "mean_displacement"
     moves_pixels = True
 

@@ -6,7 +6,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_structadv.backends import fused
+from keras_structadv.backends import shared
 from keras_structadv.layers.base import StructuredAdversary
 from keras_structadv.recoloring import (
     adversarial_recoloring,
@@ -85,6 +85,7 @@ class AdversarialRecoloring(StructuredAdversary):
 
     strength_name = "magnitude"
     scale_name = "lam"
+    stateless = True
     measure_name = "mean_magnitude"
     moves_pixels = False
     uses_value_range = True
@@ -158,34 +159,21 @@ class AdversarialRecoloring(StructuredAdversary):
         **extra: Any,
     ) -> Any:
         """Returns the perturbation, float32, the shape of the images."""
-
-        def from_basis(gradients: Any, strength: Any, basis: Any) -> Any:
-            return recoloring_from_basis(
-                gradients,
-                basis,
-                magnitude=strength,
-                lam=self.lam,
-                value_range=self.value_range,
-            )
-
-        def solve(images: Any, gradients: Any, strength: Any) -> Any:
-            return adversarial_recoloring(
-                images,
-                gradients,
-                magnitude=strength,
-                coherence=self.coherence,
-                damping=self.damping,
-                edge_scale=self.edge_scale,
-                lam=self.lam,
-                rank=self.rank,
-                rtol=self.rtol,
-                max_iterations=self.max_iterations,
-                value_range=self.value_range,
-            )
-
         if basis is not None:
-            return fused(from_basis)(gradients, strength, basis)
-        return fused(solve)(images, gradients, strength)
+            solve = shared(_from_basis, lam=self.lam, value_range=self.value_range)
+            return solve(gradients, strength, basis)
+        solve = shared(
+            _solved,
+            coherence=self.coherence,
+            damping=self.damping,
+            edge_scale=self.edge_scale,
+            lam=self.lam,
+            rank=self.rank,
+            rtol=self.rtol,
+            max_iterations=self.max_iterations,
+            value_range=self.value_range,
+        )
+        return solve(images, gradients, strength)
 
     def compose(self, first: Any, second: Any) -> Any:
         """Returns the sum of two perturbations."""
@@ -222,3 +210,11 @@ class AdversarialRecoloring(StructuredAdversary):
     def size_of(self, field: Any) -> Any:
         """Returns the root mean square of each perturbation over the value range."""
         return root_mean_square(field, self.value_range)
+
+
+def _solved(images: Any, gradients: Any, strength: Any, **settings: Any) -> Any:
+    return adversarial_recoloring(images, gradients, magnitude=strength, **settings)
+
+
+def _from_basis(gradients: Any, strength: Any, basis: Any, **settings: Any) -> Any:
+    return recoloring_from_basis(gradients, basis, magnitude=strength, **settings)

@@ -126,42 +126,43 @@ class Adversary(Hooks):
             current = moved
         return field, current, gain if self.takes_gradient else None
 
-    def augment_from_codes(
-        self,
-        images: Any,
-        codes: Any,
-        found: Any,
-        size: int,
-        strength: Any = 1.0,
-        extra: dict | None = None,
-    ) -> Augmented:
-        """Augments a batch by gradients that were kept as codes.
+    def draw_for(self, found: Any, strength: Any) -> tuple[Any, Any]:
+        """Draws which images with a code are augmented, and the strength of each.
 
-        All images are moved, some of them by nothing: no gradient is saved by picking
-        some, and picking and putting back costs more than moving.
+        Args:
+            found: bool, (batch,), whether an image has a code.
+            strength: factor in [0, 1] on the drawn strengths.
+
+        Returns:
+            Both float32, (batch,): 1.0 where it is augmented, else 0.0; the strength,
+            zero where it is not.
+        """
+        active = ops.cast(found, "float32")
+        batch = ops.shape(active)[0]
+        selection = Selection.drawn(self.rate, batch, self.draw_uniform)
+        active = active * selection.put_back(ops.zeros_like(active), selection.active)
+        return active, strength * active * self.draw_strength(batch)
+
+    def changed_by_codes(
+        self, images: Any, codes: Any, strength: Any, extra: dict, size: int
+    ) -> tuple[Any, Any, Any]:
+        """Returns `(changed images, fields, sizes)` for gradients kept as codes.
+
+        It draws nothing. All images are moved, some by nothing: picking some would save
+        no gradient.
 
         Args:
             images: (batch, height, width, channels), or channels first.
             codes: float32, (batch, length), as `encode` made them.
-            found: bool, (batch,); the other images stay as they are.
-            size: the k of `encode`.
-            strength: factor in [0, 1] on the drawn strengths.
+            strength: float32, (batch,), of each image.
             extra: the data under the `extra_keys`, one entry for each image.
-
-        Returns:
-            An `Augmented` without a gain.
+            size: the k of `encode`.
         """
         originals = self.layout.channels_last(ops.cast(images, "float32"))
-        active = ops.cast(found, "float32")
-        batch = ops.shape(originals)[0]
-        selection = Selection.drawn(self.rate, batch, self.draw_uniform)
-        active = active * selection.put_back(ops.zeros_like(active), selection.active)
-        drawn = strength * active * self.draw_strength(batch)
-        field = self.decode(originals, codes, size, drawn, **(extra or {}))
+        field = self.decode(originals, codes, size, strength, **extra)
         changed = self._applied(originals, field)
-        sizes = self.measure(originals, changed, field, drawn)
-        changed = self.layout.restored(changed)
-        return Augmented(changed, field, sizes, None, Selection(None, active))
+        sizes = self.measure(originals, changed, field, strength)
+        return self.layout.restored(changed), field, sizes
 
     def gradient(
         self,

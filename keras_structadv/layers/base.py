@@ -1,8 +1,10 @@
 """What the adversarial layers share: arguments, the bound model, the configuration."""
 
 import difflib
+import functools
 import hashlib
 import inspect
+import json
 import math
 from typing import Any
 
@@ -23,6 +25,7 @@ from keras_structadv.layers.layout import Layout
 from keras_structadv.layers.value_range import check_values
 
 _TARGETS = (None, *TARGETS)
+_OF_KERAS = {"activity_regularizer", "batch_shape", "input_shape", "trainable"}
 _SYNONYMS = {
     "p": "rate",
     "probability": "rate",
@@ -116,9 +119,7 @@ class StructuredAdversary(Adversary):
     def _check_names(cls, unknown: dict) -> None:
         """Raises a `TypeError` for an argument that no layer has, with a hint."""
         known = set(inspect.signature(cls).parameters) - {"kwargs"}
-        for name in set(unknown) - set(
-            inspect.signature(keras.layers.Layer).parameters
-        ):
+        for name in set(unknown) - _OF_KERAS:
             near = difflib.get_close_matches(name, known, 1)
             hint = _SYNONYMS.get(name) or (near[0] if near else None)
             raise TypeError(
@@ -233,6 +234,21 @@ class StructuredAdversary(Adversary):
             return other(name)
         raise AttributeError(f"{type(self).__name__!r} has no attribute {name!r}.")
 
+    def twin(self) -> "StructuredAdversary | None":
+        """Returns one unbound layer for all layers with these arguments.
+
+        The strength, which is drawn, and the arguments around the gradient do not
+        count. `None` for a subclass that is not `stateless`.
+        """
+        kind: Any = type(self)
+        if not vars(kind).get("stateless"):
+            return None
+        config = self.get_config()
+        config |= {"name": "twin", "trainable": True}
+        config |= {"seed": 0, "rate": 1.0, "loss": None}
+        config[self.strength_name] = 0.0
+        return _twin(kind, json.dumps(config, sort_keys=True))
+
     def get_config(self) -> dict:
         """Returns every constructor argument; the bound model is not one."""
         config = super().get_config()
@@ -250,3 +266,8 @@ class StructuredAdversary(Adversary):
             loss = keras.saving.deserialize_keras_object(config["loss"])
             config = {**config, "loss": loss}
         return super().from_config(config)
+
+
+@functools.cache
+def _twin(kind: Any, config: str) -> StructuredAdversary:
+    return kind.from_config(json.loads(config))

@@ -35,6 +35,11 @@ class Hooks(ImageLayer):
     uses_value_range: bool = False
     """Whether the result depends on `value_range`."""
 
+    stateless: bool = False
+    """Whether `decode`, `apply`, `measure` and `encode` depend on the constructor's
+    arguments only. Layers with equal arguments then share compiled programs. Each class
+    says so for itself; a subclass does not inherit it."""
+
     extra_keys: tuple[str, ...] = ()
     """Keys of a dict of data that `make_field` and `decode` take as arguments."""
 

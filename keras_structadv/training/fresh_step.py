@@ -6,6 +6,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_structadv.backends import framework
 from keras_structadv.gradients.inputs import pack_of_real_inputs
 from keras_structadv.layers.base import StructuredAdversary
 from keras_structadv.layers.passes import Step, during_step
@@ -70,7 +71,7 @@ class FreshStep(TrainStep):
                 self.measures.count(layer, augmented)
                 batch = batch.moved(layer, augmented)
         data = batch.packed(batch.images, self.layers[0].compute_dtype)
-        return self.measures.joined(train_step(data))
+        return self.measures.joined(framework().in_own_graph(train_step)(data))
 
 
 class InsideStep(TrainStep):

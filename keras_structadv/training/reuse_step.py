@@ -1,5 +1,6 @@
 """The training step that reuses the gradients of the epoch before."""
 
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -7,10 +8,10 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_structadv.backends import framework, fused
+from keras_structadv.backends import framework, fused, shared
 from keras_structadv.gradients import images_among, without_gradient
 from keras_structadv.layers.base import StructuredAdversary
-from keras_structadv.layers.selection import Augmented
+from keras_structadv.layers.selection import Augmented, Selection
 from keras_structadv.training.batch import Batch, unpack
 from keras_structadv.training.fingerprint import fingerprint
 from keras_structadv.training.fresh_step import TrainStep
@@ -39,6 +40,8 @@ class ReuseStep(TrainStep):
     ):
         super().__init__(model, layers)
         self.kept = kept
+        # Made here, because a layer has a variable and a step cannot make one.
+        self._twins = {layer: layer.twin() for layer in self.layers}
 
     @property
     def variables(self) -> list[keras.Variable]:
@@ -62,14 +65,14 @@ class ReuseStep(TrainStep):
         lengths = self.kept.build(batch.images, self.layers)
         extras = [batch.extra_for(layer) for layer in self.layers]
 
-        def change(images: Any, codes: Any, found: Any, extras: list) -> list:
-            return self._changed(images, codes, found, extras, lengths)
-
-        keys, codes, found = fused(self._found)(batch.images, batch.extra.get("ids"))
+        ids = batch.extra.get("ids")
+        content = batch.images if ids is None else ops.reshape(ids, (-1, 1))
+        keys = shared(fingerprint)(content)
+        codes, found = self.kept.store.read(keys)
         images = ops.cast(batch.images, "float32")
         for layer in self.layers:
             self.measures.look_at(layer, images)
-        done = fused(change)(images, codes, found, extras)
+        done = self._changed(images, codes, found, extras, lengths)
         for layer, augmented in zip(self.layers, done):
             batch = batch.moved(layer, augmented)
         stages = [images, *(augmented.images for augmented in done)]
@@ -79,17 +82,13 @@ class ReuseStep(TrainStep):
         )
         if gradients is None:
             gradients = without_gradient(self.model, stages[-1])
-        rises = fused(self._keep)(keys, stages, gradients)
+        self._keep(keys, stages[-1], gradients)
+        rises = shared(_rises)(stages, gradients)
         self.measures.means[HIT_RATE].update_state(found)
         for layer, augmented, rise in zip(self.layers, done, rises):
             rise = ops.where(augmented.active > 0, rise, 0.0)
             self.measures.count(layer, augmented._replace(gain=rise))
         return self.measures.joined(logs)
-
-    def _found(self, images: Any, ids: Any) -> tuple[Any, Any, Any]:
-        """Returns keys, codes, and whether a code was found, of each image."""
-        keys = fingerprint(images if ids is None else ops.reshape(ids, (-1, 1)))
-        return keys, *self.kept.store.read(keys)
 
     def _changed(
         self, images: Any, codes: Any, found: Any, extras: list, lengths: list[int]
@@ -99,19 +98,50 @@ class ReuseStep(TrainStep):
         ends = list(itertools.accumulate(lengths))
         for layer, extra, end, length in zip(self.layers, extras, ends, lengths):
             code = codes[:, end - length : end]
-            augmented = layer.augment_from_codes(
-                images, code, found, self.kept.store.size, self.strength, extra
-            )
-            images = augmented.images
-            done.append(augmented)
+            active, drawn = layer.draw_for(found, self.strength)
+            change = self._compiled(_changed_by_codes, layer)
+            images, fields, sizes = change(images, code, drawn, extra)
+            selection = Selection(None, active)
+            done.append(Augmented(images, fields, sizes, None, selection))
         return done
 
-    def _keep(self, keys: Any, stages: list, gradients: Any) -> list:
-        """Keeps the codes of the gradients; returns the rise by each layer."""
-        size = self.kept.store.size
-        codes = [layer.code_of(stages[-1], gradients, size) for layer in self.layers]
-        self.kept.store.write(keys, ops.concatenate(codes, axis=1))
-        return [
-            ops.sum(gradients * (after - before), axis=(1, 2, 3))
-            for before, after in itertools.pairwise(stages)
+    def _keep(self, keys: Any, images: Any, gradients: Any) -> None:
+        """Keeps the codes of the gradients."""
+        codes = [
+            self._compiled(_codes_of, layer)(images, gradients) for layer in self.layers
         ]
+        self.kept.store.write(keys, ops.concatenate(codes, axis=1))
+
+    def _compiled(
+        self, function: Callable, layer: StructuredAdversary
+    ) -> Callable[..., Any]:
+        """Compiles a function of a layer, for all layers like it if that can be."""
+        size, twin = self.kept.store.size, self._twins[layer]
+        if twin is not None:
+            return shared(function, layer=twin, size=size)
+        return fused(functools.partial(function, layer=layer, size=size))
+
+
+def _changed_by_codes(
+    images: Any,
+    codes: Any,
+    strength: Any,
+    extra: dict,
+    *,
+    layer: StructuredAdversary,
+    size: int,
+) -> tuple[Any, Any, Any]:
+    return layer.changed_by_codes(images, codes, strength, extra, size)
+
+
+def _codes_of(
+    images: Any, gradients: Any, *, layer: StructuredAdversary, size: int
+) -> Any:
+    return layer.code_of(images, gradients, size)
+
+
+def _rises(stages: list, gradients: Any) -> list:
+    return [
+        ops.sum(gradients * (after - before), axis=(1, 2, 3))
+        for before, after in itertools.pairwise(stages)
+    ]

@@ -1,0 +1,99 @@
+"""Arguments: complete signatures, hints for wrong names, warnings for wrong units."""
+
+import inspect
+
+import keras
+import numpy as np
+import pytest
+
+import keras_structadv as ksa
+from tests.models import small_model
+
+ADVERSARIAL = [ksa.AdversarialFlow, ksa.AdversarialRecoloring]
+RANDOM = [ksa.RandomFlow, ksa.RandomRecoloring]
+COMMON = ["rate", "value_range", "seed", "data_format", "bounding_box_format"]
+
+
+@pytest.mark.parametrize("kind", [*ADVERSARIAL, *RANDOM])
+def test_the_signature_and_the_docstring_name_every_argument(kind):
+    parameters = list(inspect.signature(kind).parameters)
+    expected = [*COMMON, *(["target", "steps", "loss"] if kind in ADVERSARIAL else [])]
+    assert set(expected) <= set(parameters)
+    section = kind.__doc__.split("Args:")[1].split("Input shape:")[0]
+    for name in parameters:
+        assert f"        {name}: " in section or f"**{name}: " in section, name
+    config = kind().get_config()
+    assert set(parameters) - {"kwargs"} <= set(config)
+
+
+@pytest.mark.parametrize("kind", [*ADVERSARIAL, *RANDOM])
+@pytest.mark.parametrize(
+    "wrong,hint", [("p", "rate"), ("rates", "rate"), ("valuerange", "value_range")]
+)
+def test_a_wrong_name_gets_a_hint(kind, wrong, hint):
+    with pytest.raises(TypeError, match=f"no argument '{wrong}'.*Did you mean {hint}"):
+        kind(**{wrong: 0.5})
+    assert kind(trainable=False).trainable is False
+
+
+def test_random_layers_have_no_target():
+    with pytest.raises(TypeError, match="RandomFlow has no argument 'target'"):
+        ksa.RandomFlow(target="random")
+
+
+def test_strengths_in_another_unit_are_warned_of():
+    with pytest.warns(UserWarning, match=r"magnitude=20.0.*fraction.*20 / 255"):
+        ksa.AdversarialRecoloring(magnitude=20)
+    with pytest.warns(UserWarning, match=r"max_displacement=0.1.*in pixels"):
+        ksa.AdversarialFlow(max_displacement=0.1)
+    with pytest.warns(UserWarning, match="in pixels"):
+        ksa.RandomFlow((0.0, 0.1))
+    ksa.AdversarialFlow(max_displacement=0)  # which is meant
+
+
+def test_images_of_the_other_layout_are_warned_of(images, labels):
+    layer = ksa.RandomFlow(rate=1.0, value_range=(0, 1))
+    given = np.tile(images, (1, 1, 1, 3)).transpose(0, 3, 1, 2)
+    with pytest.warns(UserWarning, match="8 channels.*'channels_first'"):
+        layer(given)
+    ksa.RandomFlow(rate=1.0, data_format="channels_first")(given)
+
+
+@pytest.mark.parametrize("kind", [*ADVERSARIAL, *RANDOM])
+def test_a_layer_among_the_callbacks_says_what_to_do(kind, images, labels):
+    with pytest.raises(
+        AttributeError, match="among the callbacks.*AdversarialTraining"
+    ):
+        small_model().fit(images, labels, verbose=0, callbacks=[kind()])
+    assert not hasattr(kind(), "on_batch_end")
+    with pytest.raises(AttributeError, match="nothing"):
+        kind().nothing  # noqa: B018
+
+
+@pytest.mark.parametrize("shape", [(6, 4, 4), (6, 5, 4), (6, 4, 4, 1)])
+def test_labels_that_would_stay_behind_are_named(shape, images):
+    model = small_model()
+    layer = ksa.AdversarialFlow(rate=1.0, value_range=(0, 1)).bind(model)
+    y = np.zeros(shape, "float32")
+    with pytest.raises(ValueError, match=r"labels or weights of shape.*bounding_boxes"):
+        layer.move({"labels": y}, np.zeros((6, 8, 8, 2)), images)
+    boxes = {"boxes": np.zeros((6, 2, 4)), "labels": np.zeros((6, 2))}
+    with pytest.raises(ValueError, match=r"\(6, 2, 4\).*bounding_boxes"):
+        layer.move({"labels": boxes}, np.zeros((6, 8, 8, 2)), images)
+    recolor = ksa.AdversarialRecoloring()
+    assert recolor.move({"labels": y}, None, images) == {}
+
+
+def test_boxes_as_labels_are_named_in_fit(images):
+    model = keras.Sequential(
+        [
+            keras.Input((8, 8, 1)),
+            keras.layers.Flatten(),
+            keras.layers.Dense(8),
+            keras.layers.Reshape((2, 4)),
+        ]
+    )
+    model.compile("sgd", "mean_squared_error")
+    callback = ksa.AdversarialTraining(ksa.AdversarialFlow(value_range=(0, 1)))
+    with pytest.raises(ValueError, match="labels or weights of shape.*bounding_boxes"):
+        model.fit(images, np.zeros((6, 2, 4)), verbose=0, callbacks=[callback])
