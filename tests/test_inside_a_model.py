@@ -363,7 +363,7 @@ def test_the_value_range_is_that_at_the_layer(images, labels):
     fit = {"verbose": 0, "callbacks": [ksa.AdversarialTraining()]}
     model_with((0, 1)).fit(255 * images, labels, **fit)
     fit = {"verbose": 0, "callbacks": [ksa.AdversarialTraining()]}
-    with pytest.warns(UserWarning, match="value_range=.0, 255.*pass the range"):
+    with pytest.warns(UserWarning, match="value_range=.0, 255.*Pass the range"):
         model_with((0, 255)).fit(255 * images, labels, **fit)
 
 
