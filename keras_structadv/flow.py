@@ -191,7 +191,20 @@ def random_flow(
 
     Returns:
         flow: float32, (batch, height, width, 2), (dy, dx) in pixels.
+
+    Raises:
+        ValueError: if the images are no batch, or an argument is out of its range.
+
+    Example:
+    >>> import numpy as np
+    >>> flow = random_flow(np.zeros((2, 8, 8, 1)), max_displacement=1.5, seed=0)
+    >>> np.round(longest_displacement(flow), 5).tolist()
+    [1.5, 1.5]
+
+    Reference: Luo, Mobahi, Bengio (2020), eq. 15, with noise as right-hand side.
     """
+    images = ops.convert_to_tensor(images)
+    check_images(images, images)
     batch, height, width = ops.shape(images)[:3]
     noise = keras.random.normal((batch, 2, height, width), seed=seed)
     return flow_from_rhs(

@@ -1,4 +1,4 @@
-"""Models and images that several test modules use."""
+"""Fixtures, and which of the tests run on which backend."""
 
 import functools
 
@@ -11,17 +11,26 @@ import keras_structadv as ksa
 from keras_structadv import basis
 from keras_structadv.layers import adversarial_recoloring
 from keras_structadv.training import reuse_step
+from tests.models import small_model
 
 # On the other backends the numerics and the layers are tested, not all around them.
 if backend.backend() != "tensorflow":
     collect_ignore = [
         f"test_{name}.py"
         for name in (
-            *("api", "basis", "callbacks", "controls", "datasets", "distribution"),
-            *("experiments", "notebooks", "pipelines", "policies", "stopping"),
-            *("tf_data", "usages", "variants", "visualization"),
+            *("api", "basis", "controls", "datasets", "distribution", "experiments"),
+            *("notebooks", "pipelines", "policies", "tf_data", "usages", "variants"),
+            "visualization",
         )
-    ] + ["parity", "usages"]
+    ]
+    collect_ignore += [
+        f"training/test_{name}.py"
+        for name in (
+            *("adversarial_training", "after_fit", "batch", "fresh_step", "history"),
+            *("kept_gradients", "refresh_snapshot", "reuse_step", "stopping"),
+        )
+    ]
+    collect_ignore += ["parity", "usages"]
 
 
 def pytest_collection_modifyitems(items):
@@ -38,23 +47,6 @@ if backend.backend() == "torch":
     torch.Tensor.__array__ = lambda self, dtype=None, copy=None: np.asarray(
         self.detach().cpu().numpy(), dtype
     )
-
-
-def small_model(classes=3, shape=(8, 8, 1), compiled=True, activation=None):
-    """Returns a small network that is smooth, so that derivatives can be compared."""
-    model = keras.Sequential(
-        [
-            keras.Input(shape),
-            layers.Conv2D(4, 3, padding="same", activation="tanh"),
-            layers.BatchNormalization(),
-            layers.Flatten(),
-            layers.Dense(classes, activation=activation),
-        ]
-    )
-    if compiled:
-        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=not activation)
-        model.compile("sgd", loss, metrics=["accuracy"])
-    return model
 
 
 @pytest.fixture(autouse=True)
@@ -108,3 +100,26 @@ def trained():
     model.fit(x, y, 64, 15, verbose=0)
     assert model.evaluate(x_test, y_test, verbose=0)[1] > 0.9
     return model, x_test.astype("float32"), y_test
+
+
+# For what every adversarial layer promises, whatever its field is.
+
+
+@pytest.fixture(params=[ksa.AdversarialFlow, ksa.AdversarialRecoloring])
+def kind(request):
+    return request.param
+
+
+@pytest.fixture
+def bound(kind):
+    """Returns a function that makes a bound layer; a strength of 1 is a usual one."""
+
+    def make(model=None, strength=None, **kwargs):
+        kwargs = {"rate": 1.0, "seed": 1, "value_range": (0, 1), **kwargs}
+        if strength is not None:
+            strength *= 1.0 if kind is ksa.AdversarialFlow else 0.1
+            name = "max_displacement" if kind is ksa.AdversarialFlow else "magnitude"
+            kwargs[name] = (strength, strength)
+        return kind(**kwargs).bind(model or small_model())
+
+    return make

@@ -14,9 +14,9 @@ import traceback
 import keras
 import numpy as np
 import tensorflow as tf
-from conftest import small_model
 
 import keras_structadv as ksa
+from tests.models import small_model
 
 BATCH = 4
 EPOCHS = 2

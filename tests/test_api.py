@@ -14,6 +14,8 @@ NAMES = [
     "AdversarialRecoloring",
     "AdversarialTraining",
     "GradientStore",
+    "RandomFlow",
+    "RandomRecoloring",
     "RefreshSnapshot",
     "adversarial_flow",
     "adversarial_recoloring",
@@ -21,11 +23,16 @@ NAMES = [
     "dense_image_warp",
     "per_image_gradients",
     "precompute_basis",
+    "random_flow",
     "visualization",
 ]
 COMMON = (
     "rate=0.5, target=None, steps=1, loss=None, value_range=(0, 255), seed=None, "
     "data_format=None, bounding_box_format=None, name=None, dtype=None"
+)
+RANDOM = (
+    "rate=0.5, value_range=(0, 255), seed=None, data_format=None, "
+    "bounding_box_format=None, name=None, dtype=None"
 )
 SIGNATURES = {
     "AdversarialFlow": "(max_displacement=3.0, smoothness=100.0, alpha=None, "
@@ -39,6 +46,11 @@ SIGNATURES = {
     "AdversarialTraining": "(layer=None, *, gradient='fresh', schedule=None)",
     "GradientStore": "(capacity=65536, size=8, backup_dir=None, "
     "delete_checkpoint=True)",
+    "AdversarialFlow.fields": "(self, images, labels=None)",
+    "RandomFlow": f"(max_displacement=3.0, smoothness=100.0, *, {RANDOM}, **kwargs)",
+    "RandomRecoloring": "(magnitude=0.1, coherence=1.0, damping=0.001, "
+    f"edge_scale=0.05, *, rtol=0.1, max_iterations=50, {RANDOM}, **kwargs)",
+    "random_flow": "(images, *, smoothness=100.0, max_displacement=2.0, seed=None)",
     "RefreshSnapshot": "(layer, *, every='epoch')",
     "adversarial_flow": "(images, gradients, *, smoothness=100.0, "
     "max_displacement=2.0, alpha=None, solver='dct')",
@@ -89,11 +101,13 @@ STAGES = [
         "layers.layout",
         "layers.value_range",
     },
-    {"layers.passes", "layers.annotations"},
+    {"layers.passes", "layers.masks_boxes_points"},
     {"layers.binding"},
+    {"layers.hooks"},
     {"layers.adversary"},
     {"layers.base"},
     {"layers.adversarial_flow", "layers.adversarial_recoloring"},
+    {"layers.random_flow", "layers.random_recoloring"},
     {"training.fingerprint", "training.gradient_store", "training.measures"},
     {"training.batch", "training.kept_gradients"},
     {"training.fresh_step"},

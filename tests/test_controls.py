@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from conftest import small_model
 
 import keras_structadv as ksa
 from experiments.controls import ColourJitter
+from tests.models import small_model
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,10 @@ import json
 import keras
 import numpy as np
 import pytest
-from conftest import small_model
 from keras import layers, ops
 
 import keras_structadv as ksa
+from tests.models import small_model
 
 KINDS = [ksa.AdversarialFlow, ksa.AdversarialRecoloring]
 FROM_LOGITS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)

@@ -11,10 +11,10 @@ import sys
 import keras
 import numpy as np
 import pytest
-from conftest import small_model
 from keras import ops
 
 import keras_structadv as ksa
+from tests.models import small_model
 
 pytest.importorskip("tensorflow")
 

@@ -5,7 +5,6 @@ import pytest
 import scipy.linalg
 import scipy.sparse
 import scipy.sparse.linalg
-from conftest import small_model
 from keras import ops
 
 import keras_structadv as ksa
@@ -21,6 +20,7 @@ from keras_structadv.solvers import (
     solve_edge_preserving,
     solve_sparse,
 )
+from tests.models import small_model
 
 SMALL = [(2, 2), (2, 9), (7, 5), (16, 16), (33, 20), (64, 64)]
 # Mean and largest number of iterations on photographs at the default rtol.

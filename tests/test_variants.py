@@ -3,7 +3,6 @@
 import keras
 import numpy as np
 import pytest
-from conftest import small_model
 from keras import ops
 
 import keras_structadv as ksa
@@ -23,6 +22,7 @@ from experiments.altered import (
 from experiments.cells import load_cells
 from experiments.controls import ColourJitter
 from keras_structadv.flow import longest_displacement
+from tests.models import small_model
 
 
 def fields(kind, images, labels, **arguments):

@@ -13,8 +13,8 @@ from keras_structadv.flow import (
     flow_from_code,
     longest_displacement,
 )
-from keras_structadv.layers.annotations import is_mask, move_annotations
 from keras_structadv.layers.base import StructuredAdversary
+from keras_structadv.layers.masks_boxes_points import is_mask, move_annotations
 from keras_structadv.scaling import is_zero
 from keras_structadv.warp import compose_flows, dense_image_warp
 

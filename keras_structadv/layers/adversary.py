@@ -13,7 +13,6 @@ from keras_structadv.checks import check_length
 from keras_structadv.gradients import gradients_of
 from keras_structadv.gradients.inputs import keys_beside_images, pack_beside_images
 from keras_structadv.gradients.labels import random_wrong
-from keras_structadv.layers.annotations import MAY_BE_MASKS
 from keras_structadv.layers.contract import (
     ANNOTATIONS,
     KEYS,
@@ -21,6 +20,7 @@ from keras_structadv.layers.contract import (
     without_batch_axis,
 )
 from keras_structadv.layers.hooks import Hooks
+from keras_structadv.layers.masks_boxes_points import MAY_BE_MASKS
 from keras_structadv.layers.passes import current_probe, current_step
 from keras_structadv.layers.selection import Augmented, Selection
 from keras_structadv.scaling import is_zero

@@ -19,9 +19,9 @@ from keras_structadv.checks import (
 )
 from keras_structadv.gradients.labels import TARGETS
 from keras_structadv.layers.adversary import Adversary
-from keras_structadv.layers.annotations import BOX_FORMATS
 from keras_structadv.layers.binding import Binding
 from keras_structadv.layers.layout import Layout
+from keras_structadv.layers.masks_boxes_points import BOX_FORMATS
 from keras_structadv.layers.value_range import check_values
 
 _TARGETS = (None, *TARGETS)

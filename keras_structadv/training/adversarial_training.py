@@ -22,8 +22,8 @@ class AdversarialTraining(keras.callbacks.Callback):
 
     The model's own `train_step` gets the changed images and the true labels.
     Validation, prediction and the saved model are those of the plain model, and so is
-    the model after `fit`. Each further `fit` of the same compiled model with the same
-    callback compiles nothing.
+    the model after `fit`. A further `fit` of the same compiled model with the same
+    layers (and store) compiles nothing.
 
     `gradient="fresh"` takes the gradient of the weights of that very step. It costs a
     forward and a backward pass for the images that are changed. `gradient="reuse"`
@@ -117,6 +117,7 @@ class AdversarialTraining(keras.callbacks.Callback):
             self._kept = KeptGradients(store)
         self._fit: Fit | None = None
         self._results: dict | None = None
+        self._strength = 1.0
 
     def on_train_begin(self, logs: dict | None = None) -> None:
         """Binds the layers and installs the augmented train step."""
@@ -144,7 +145,8 @@ class AdversarialTraining(keras.callbacks.Callback):
         self._leave()
         if self._kept is not None:
             self._kept.begin(model, self.layers)
-        self._fit = Fit(model, self.layers, self, self._make_step)
+        store = None if self._kept is None else self._kept.store
+        self._fit = Fit(model, self.layers, self, store, self._make_step)
 
     def _make_step(self, model: keras.Model) -> TrainStep:
         with strategy_scope(model):
@@ -182,6 +184,7 @@ class AdversarialTraining(keras.callbacks.Callback):
                 f"schedule({epoch}) returned {strength}. Return a factor in [0, 1]; "
                 "the strength itself is an argument of the layer."
             )
+        self._strength = strength
         self._running.step.strength.assign(strength)
         self._running.step.measures.reset()
 
@@ -200,7 +203,7 @@ class AdversarialTraining(keras.callbacks.Callback):
             self._take_means(logs, step.measures.results())
         if self._kept is not None:
             self._kept.end_epoch(step.measures.means[HIT_RATE].result())
-        if float(step.strength.value) > 0:
+        if self._strength > 0:
             step.measures.check_gain(float((logs or {}).get("loss", 0.0)))
 
     def on_test_begin(self, logs: dict | None = None) -> None:
@@ -212,7 +215,7 @@ class AdversarialTraining(keras.callbacks.Callback):
         """Restores the model's own train step."""
         self._leave()
         if self._kept is not None:
-            self._kept.end()
+            self._kept.store.remove_backup()
 
     @property
     def _running(self) -> Fit:

@@ -1,7 +1,7 @@
 """What one `fit` takes from a model and its layers, and gives back."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -9,6 +9,7 @@ import keras
 from keras_structadv.backends import framework
 from keras_structadv.layers.base import StructuredAdversary
 from keras_structadv.training.fresh_step import TrainStep
+from keras_structadv.training.gradient_store import GradientStore
 
 _ATTRIBUTE = "_kept_adversarial_step"
 
@@ -34,20 +35,24 @@ class Fit:
     Args:
         model: the model that is trained.
         layers: the layers that augment; bound to the model until the fit ends.
-        owner: the callback. The compiled step is kept with the model for this owner, so
-            that its next `fit` compiles nothing.
+        owner: the callback.
+        store: the store whose gradients are reused, `None` for fresh ones. The next
+            `fit` of the same compiled model, with the same layers and store, finds the
+            compiled step again.
         make_step: makes the augmented step of a model.
     """
 
     def __init__(
         self,
         model: keras.Model,
-        layers: Sequence[StructuredAdversary],
+        layers: tuple[StructuredAdversary, ...],
         owner: Any,
+        store: GradientStore | None,
         make_step: Callable[[keras.Model], TrainStep],
     ):
         self.model = model
         self.owner = owner
+        self._store = store
         self._make_step = make_step
         self._history = getattr(model, "history", None)  # each `fit` makes a new one
         self._allowed = False
@@ -67,7 +72,8 @@ class Fit:
         # Keras keeps its train function until the model is compiled anew.
         configs = [layer.get_config() for layer in self._layers]
         losses = [layer.binding.loss for layer in self._layers]
-        made_for = (self._plain, self.owner, configs, losses)
+        inside = self.owner.inside
+        made_for = (self._plain, inside, self._store, self._layers, configs, losses)
         kept = vars(model).get(_ATTRIBUTE)
         if kept is None or kept.made_for != made_for:
             step = self._make_step(model)

@@ -163,6 +163,26 @@ class GradientStore:
         codes = ops.cast(ops.where(dropped, 0.0, codes), "float16")
         framework().write_rows(self._codes, place, codes)
 
+    def back_up(self) -> None:
+        """Saves the table to `backup_dir`, if there is one."""
+        if self._backup is not None and self.built:
+            self.save(self._backup)
+
+    def restore(self) -> None:
+        """Loads the table of an interrupted run from `backup_dir`, if it is there."""
+        if self._backup is not None and self._backup.exists():
+            self.load(self._backup)
+
+    def remove_backup(self) -> None:
+        """Removes the backup of a finished run, unless `delete_checkpoint=False`."""
+        if self._backup is not None and self.delete_checkpoint:
+            self._backup.unlink(missing_ok=True)
+
+    @property
+    def _backup(self) -> pathlib.Path | None:
+        folder = self.backup_dir
+        return None if folder is None else pathlib.Path(folder, "gradient_store.npz")
+
     def save(self, path: str | os.PathLike) -> None:
         """Writes the table to an `.npz` file, whole or not at all."""
         if not self.built:

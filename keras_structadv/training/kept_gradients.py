@@ -1,6 +1,5 @@
-"""The life of a gradient store: built, matched to a model, backed up, found useless."""
+"""The gradients kept for one model: their table, and whether they are found again."""
 
-import pathlib
 import warnings
 import weakref
 from collections.abc import Sequence
@@ -48,8 +47,7 @@ class KeptGradients:
         if self._model is not None and self._model() is not model:
             self.store.clear()
         self._model = weakref.ref(model)
-        if self._backup and self._backup.exists():
-            self.store.load(self._backup)
+        self.store.restore()
         # Where the size of the images is known, build the table before the step is
         # traced: building it in the step would trace the step twice.
         shape = getattr(model, "input_shape", None)
@@ -67,8 +65,7 @@ class KeptGradients:
 
     def end_epoch(self, hit_rate: Any) -> None:
         """Backs up the store; warns if its gradients are never found."""
-        if self._backup and self.store.built:
-            self.store.save(self._backup)
+        self.store.back_up()
         self._epochs += 1
         if self._epochs == 2 and hit_rate < _FEW_HITS:
             warnings.warn(
@@ -80,13 +77,3 @@ class KeptGradients:
                 "epoch is but a part of the data, this may pass.",
                 stacklevel=3,
             )
-
-    def end(self) -> None:
-        """Removes the backup of a finished run, unless it is to stay."""
-        if self._backup and self.store.delete_checkpoint:
-            self._backup.unlink(missing_ok=True)
-
-    @property
-    def _backup(self) -> pathlib.Path | None:
-        folder = self.store.backup_dir
-        return None if folder is None else pathlib.Path(folder, "gradient_store.npz")

@@ -87,7 +87,8 @@ class Measures:
                 f"loss of {loss:.3g}: the augmentation is not adversarial. Usual "
                 "causes: BatchNormalization statistics that are hardly trained yet, a "
                 "saturated softmax (train on logits, from_logits=True), integer "
-                'inputs, or images that changed under the same "ids".',
+                'inputs, images that changed under the same "ids", or a strength that '
+                "is too large for the images.",
                 stacklevel=3,
             )
 

@@ -5,9 +5,9 @@ import inspect
 import keras
 import numpy as np
 import pytest
-from conftest import small_model
 
 import keras_structadv as ksa
+from tests.models import small_model
 
 ADVERSARIAL = [ksa.AdversarialFlow, ksa.AdversarialRecoloring]
 RANDOM = [ksa.RandomFlow, ksa.RandomRecoloring]

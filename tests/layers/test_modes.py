@@ -3,10 +3,10 @@
 import keras
 import numpy as np
 import pytest
-from conftest import small_model
 from keras import layers, ops
 
 import keras_structadv as ksa
+from tests.models import small_model
 
 
 @pytest.mark.backends("tensorflow")

@@ -6,9 +6,9 @@ import weakref
 import keras
 import numpy as np
 import pytest
-from conftest import small_model
 
 import keras_structadv as ksa
+from tests.models import small_model
 
 
 class Counting(ksa.AdversarialFlow):
@@ -82,6 +82,9 @@ def test_what_changes_the_step_compiles_a_new_one(counted, images, labels):
     assert counted.traced > traced
     traced = counted.traced
     fit(model, images, np.zeros((6, 3)), ksa.AdversarialTraining(counted))
+    assert counted.traced == traced  # another callback with the same layer
+    reuse = ksa.AdversarialTraining(counted, gradient="reuse")
+    fit(model, images, np.zeros((6, 3)), reuse)
     assert counted.traced > traced
 
 

@@ -5,10 +5,10 @@ import warnings
 import keras
 import numpy as np
 import pytest
-from conftest import small_model
 from keras import layers
 
 import keras_structadv as ksa
+from tests.models import small_model
 
 
 def fit(model, x, y, layer, gradient="fresh", **arguments):

@@ -6,66 +6,19 @@ import sys
 import keras
 import numpy as np
 import pytest
-from conftest import small_model
-from keras import backend, layers, ops
+from keras import layers, ops
 
 import keras_structadv as ksa
-from keras_structadv.layers.binding import layers_inside
-
-LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-
-
-def flow_layer(**kwargs):
-    kwargs = {"rate": 1.0, "max_displacement": (1.5, 1.5), "seed": 1, **kwargs}
-    return ksa.AdversarialFlow(**kwargs)
-
-
-def backbone():
-    return keras.Sequential(
-        [
-            layers.Conv2D(4, 3, padding="same", activation="tanh"),
-            layers.BatchNormalization(),
-            layers.Flatten(),
-            layers.Dense(3),
-        ]
-    )
-
-
-class Subclassed(keras.Model):
-    def __init__(self, layer, rest, before=None):
-        super().__init__()
-        self.parts = [before or layers.Rescaling(2.0), layer]
-        self.rest = rest
-
-    def call(self, x, training=None):
-        for part in self.parts:
-            x = part(x)
-        return self.rest(x, training=training)
-
-
-def sequential(layer, rest):
-    return keras.Sequential(
-        [keras.Input((8, 8, 1)), layers.Rescaling(2.0), layer, rest]
-    )
-
-
-def functional(layer, rest):
-    inputs = keras.Input((8, 8, 1))
-    x = layers.Rescaling(2.0)(inputs)
-    return keras.Model(inputs, rest(layer(x)))
-
-
-def nested(layer, rest):
-    augmentation = keras.Sequential([layers.Rescaling(2.0), layer])
-    return keras.Sequential([keras.Input((8, 8, 1)), augmentation, rest])
-
-
-HOSTS = [sequential, functional, nested, Subclassed]
-
-
-def compiled(model, **kwargs):
-    model.compile(keras.optimizers.SGD(0.1), LOSS, metrics=["accuracy"], **kwargs)
-    return model
+from tests.hosts import (
+    HOSTS,
+    LOSS,
+    Subclassed,
+    backbone,
+    compiled,
+    flow_layer,
+    sequential,
+)
+from tests.models import small_model
 
 
 @pytest.mark.parametrize("host", HOSTS)
@@ -250,84 +203,6 @@ def test_a_way_around_the_layer_keeps_the_real_input(images, labels):
     np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=1e-6)
 
 
-class WithoutMode(keras.Model):
-    """Does not say in which mode it is called, as many simple models do not."""
-
-    def __init__(self):
-        super().__init__()
-        self.layer, self.rest = flow_layer(), backbone()
-
-    def call(self, x):
-        return self.rest(self.layer(x))
-
-
-@pytest.mark.parametrize("bound", [False, True])
-def test_a_model_without_a_mode_is_in_inference(bound, images, labels):
-    model = compiled(WithoutMode())
-    callback = ksa.AdversarialTraining()
-    data = (images, labels)
-    fit = {"verbose": 0, "callbacks": [callback], "validation_data": data}
-    history = model.fit(images, labels, **fit).history
-    np.testing.assert_allclose(history["mean_displacement"], 1.5, atol=1e-5)
-    plain = model.rest(images, training=False)
-    expected = float(LOSS(labels, plain))
-    np.testing.assert_allclose(history["val_loss"][0], expected, rtol=1e-4)
-    if bound:
-        model.layer.bind(model)
-    np.testing.assert_allclose(model(images), plain, atol=1e-5)
-    np.testing.assert_allclose(model.predict(images, verbose=0), plain, atol=1e-5)
-
-
-@pytest.mark.parametrize("host", HOSTS)
-def test_without_a_mode_a_layer_in_a_model_is_the_identity(host, images):
-    model = compiled(host(flow_layer(), backbone()))
-    expected = ops.convert_to_numpy(model(images, training=False))
-
-    def same(predictions):
-        predictions = ops.convert_to_numpy(predictions)
-        np.testing.assert_allclose(predictions, expected, atol=1e-5)
-
-    same(model(images))
-    same(model.predict(images, verbose=0))
-    weights = [x.value for x in model.trainable_variables]
-    others = [x.value for x in model.non_trainable_variables]
-    same(model.stateless_call(weights, others, images)[0])
-    if backend.backend() == "tensorflow":
-        tf = pytest.importorskip("tensorflow")
-        same(tf.function(model)(images))
-        with tf.name_scope("around"):
-            same(model(images))
-        data = tf.data.Dataset.from_tensor_slices(images).batch(6).map(model)
-        same(next(iter(data)))
-
-
-def test_without_a_mode_a_layer_by_itself_asks_for_a_model(images):
-    says = "before it was bound to a model. Call layer.bind"
-    with pytest.raises(ValueError, match=says):
-        flow_layer().call(ops.convert_to_tensor(images))
-    with pytest.raises(ValueError, match=says):
-        flow_layer()(images)
-
-
-@pytest.mark.backends("tensorflow")
-def test_a_name_scope_is_no_model(images):
-    tf = pytest.importorskip("tensorflow")
-    says = "before it was bound to a model. Call layer.bind"
-    with tf.name_scope("x"), pytest.raises(ValueError, match=says):
-        flow_layer()(images)
-
-    @tf.function
-    def named(images):
-        with tf.name_scope("x"), tf.name_scope("y"):
-            return flow_layer()(images)
-
-    with pytest.raises(ValueError, match=says):
-        named(images)
-    data = tf.data.Dataset.from_tensor_slices(images).batch(6)
-    with tf.name_scope("x"), pytest.raises(ValueError, match=says):
-        data.map(flow_layer())
-
-
 def test_before_other_augmentation(images, labels):
     model = compiled(
         keras.Sequential(
@@ -354,19 +229,6 @@ def test_two_layers_and_the_schedule(images, labels):
     assert callback.layers == (model.layers[0], recolor)
 
 
-def test_the_value_range_is_that_at_the_layer(images, labels):
-    def model_with(value_range):
-        recolor = ksa.AdversarialRecoloring(0.05, value_range=value_range)
-        parts = [layers.Rescaling(1 / 255), recolor, backbone()]
-        return compiled(keras.Sequential([keras.Input((8, 8, 1)), *parts]))
-
-    fit = {"verbose": 0, "callbacks": [ksa.AdversarialTraining()]}
-    model_with((0, 1)).fit(255 * images, labels, **fit)
-    fit = {"verbose": 0, "callbacks": [ksa.AdversarialTraining()]}
-    with pytest.warns(UserWarning, match="value_range=.0, 255.*pass the range"):
-        model_with((0, 255)).fit(255 * images, labels, **fit)
-
-
 @pytest.mark.slow
 def test_the_saved_model_predicts_the_same_in_a_fresh_process(images, labels, tmp_path):
     model = compiled(sequential(flow_layer(), backbone()))
@@ -386,19 +248,6 @@ def test_the_saved_model_predicts_the_same_in_a_fresh_process(images, labels, tm
         images, labels, verbose=0, callbacks=[ksa.AdversarialTraining()]
     ).history
     assert history["adversarial_loss_gain"][0] > 0
-
-
-def test_layers_are_found_however_deep():
-    class Block(layers.Layer):
-        def __init__(self, deep):
-            super().__init__()
-            self.named = {"deep": deep}
-
-    flows = [flow_layer() for _ in range(4)]
-    pipeline = layers.Pipeline([layers.RandomFlip(), flows[0]])
-    inner = keras.Sequential([keras.Input((8, 8, 1)), flows[1]])
-    model = Subclassed(flows[2], keras.Sequential([pipeline, inner, Block(flows[3])]))
-    assert sorted(map(id, layers_inside(model))) == sorted(map(id, flows))
 
 
 def test_what_cannot_be_done_inside_a_model_is_named(images, labels):

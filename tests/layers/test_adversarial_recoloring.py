@@ -1,20 +1,18 @@
+"""The recolouring raises the loss; its arguments and its config."""
+
 import json
 import warnings
 
 import keras
 import numpy as np
 import pytest
-from conftest import small_model
-from keras import layers, ops
+from keras import layers
 
 import keras_structadv as ksa
 from keras_structadv.operators import EdgePreserving
 from keras_structadv.recoloring import scaled_to_unit
 from keras_structadv.solvers import recoloring_basis
-
-
-def numpy(x):
-    return ops.convert_to_numpy(x)
+from tests.models import numpy, small_model
 
 
 def losses(model, images, labels):
@@ -94,7 +92,10 @@ def test_the_drawn_magnitudes(images, labels):
     drawn = np.sqrt(np.square(numpy(augmented.fields)).mean(axis=(1, 2, 3)))
     assert 0 <= drawn.min() < 0.01 and 0.19 < drawn.max() <= 0.2 + 1e-5
     assert abs(drawn.mean() - 0.1) < 0.01
-    np.testing.assert_allclose(augmented.sizes, drawn, atol=1e-5)
+    change = numpy(augmented.images) - many  # after clipping: not all of what was drawn
+    measured = np.sqrt(np.square(change).mean(axis=(1, 2, 3)))
+    np.testing.assert_allclose(augmented.sizes, measured, atol=1e-5)
+    assert (measured <= drawn + 1e-5).all() and measured.mean() < 0.99 * drawn.mean()
 
 
 @pytest.mark.parametrize("kwargs", [{"lam": 1e-6}, {"lam": 100.0}, {"steps": 2}])
@@ -141,41 +142,6 @@ def test_masks_boxes_and_points_stay_where_they_are(images, labels):
     out = bound(model)(images, masks)
     np.testing.assert_array_equal(out[1], masks)
     assert np.abs(numpy(out[0]) - images).max() > 0.01
-
-
-@pytest.mark.parametrize(
-    "value_range,low,high",
-    [
-        ((0, 255), 0, 1),
-        ((0, 255), -2.118, 2.64),
-        ((0, 255), -1, 1),
-        ((0, 1), 0, 255),
-        ((-1, 1), -3, 3),
-    ],
-)
-def test_images_in_another_range_are_named_once(value_range, low, high):
-    rng = np.random.default_rng(0)
-    images = rng.uniform(low, high, (6, 8, 8, 1)).astype("float32")
-    layer = bound(value_range=value_range)
-    with pytest.warns(UserWarning, match=r"values from.*e\.g\. value_range=\("):
-        layer(images)
-    layer(images)  # a second warning would be an error here
-
-
-@pytest.mark.parametrize("nothing", [0.0, np.nan])
-def test_images_that_say_nothing_do_not_end_the_look(images, nothing):
-    layer = bound(value_range=(0, 255))
-    layer(np.full_like(images, nothing))
-    with pytest.warns(UserWarning, match=r"value_range=\(0, 255\)"):
-        layer(images)
-
-
-@pytest.mark.parametrize("value_range", [(0, 255), (0, 1), (-1, 1)])
-def test_images_in_their_range_are_not_named(images, value_range):
-    low, high = value_range
-    given = low + images * (high - low)
-    for x in (given, given * 0.5 + low * 0.5, np.full_like(given, low)):
-        bound(value_range=value_range)(x)
 
 
 def test_config_round_trip():
