@@ -6,6 +6,7 @@ import hashlib
 import inspect
 import json
 import math
+import numbers
 from typing import Any
 
 import keras
@@ -27,19 +28,11 @@ from keras_structadv.layers.value_range import check_values
 _TARGETS = (None, *TARGETS)
 _OF_KERAS = {"activity_regularizer", "batch_shape", "input_shape", "trainable"}
 _SYNONYMS = {
-    "p": "rate",
-    "probability": "rate",
-    "factor": "rate",
-    "gamma": "smoothness",
-    "sigma": "smoothness",
-    "random_seed": "seed",
-    "iterations": "steps",
-    "num_steps": "steps",
-    "eps": "max_displacement or magnitude",
-    "epsilon": "max_displacement or magnitude",
-    "strength": "max_displacement or magnitude",
-    "model": "layer.bind(model)",
+    "rate": ("p", "prob", "probability"),
+    "smoothness": ("gamma", "sigma"),
+    "steps": ("iterations", "num_steps"),
 }
+_OF_STRENGTH = ("eps", "epsilon", "factor", "strength")
 
 
 class StructuredAdversary(Adversary):
@@ -107,7 +100,7 @@ class StructuredAdversary(Adversary):
         self.steps = check_count("steps", steps)
         self.loss = loss
         self.value_range = range_pair("value_range", value_range)
-        self.seed = None if seed is None else check_count("seed", seed, least=0)
+        self.seed = seed
         self.layout = Layout.named(data_format)
         self.data_format = self.layout.data_format
         self.bounding_box_format = bounding_box_format
@@ -119,9 +112,11 @@ class StructuredAdversary(Adversary):
     def _check_names(cls, unknown: dict) -> None:
         """Raises a `TypeError` for an argument that no layer has, with a hint."""
         known = set(inspect.signature(cls).parameters) - {"kwargs"}
+        meant = {x: name for name, words in _SYNONYMS.items() for x in words}
+        meant |= dict.fromkeys(_OF_STRENGTH, cls.strength_name)
         for name in set(unknown) - _OF_KERAS:
             near = difflib.get_close_matches(name, known, 1)
-            hint = _SYNONYMS.get(name) or (near[0] if near else None)
+            hint = meant.get(name) if meant.get(name) in known else (near or [None])[0]
             raise TypeError(
                 f"{cls.__name__} has no argument {name!r}. "
                 + (f"Did you mean {hint}? " if hint else "")
@@ -163,9 +158,10 @@ class StructuredAdversary(Adversary):
 
         Otherwise two layers with one seed would choose the same images and strengths.
         """
-        if self.seed is None:
-            return None
-        digest = hashlib.sha256(f"{self.strength_name} {self.seed}".encode()).digest()
+        seed: Any = self.seed
+        if not isinstance(seed, numbers.Integral):
+            return seed  # none, or what Keras refuses
+        digest = hashlib.sha256(f"{self.strength_name} {seed}".encode()).digest()
         return int.from_bytes(digest[:4], "little") // 2
 
     def _set_strength(self, value: Any) -> None:

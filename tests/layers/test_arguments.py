@@ -36,6 +36,15 @@ def test_a_wrong_name_gets_a_hint(kind, wrong, hint):
     assert kind(trainable=False).trainable is False
 
 
+def test_hints_name_arguments_that_the_layer_has():
+    with pytest.raises(TypeError, match="Did you mean smoothness"):
+        ksa.AdversarialFlow(gamma=10)
+    with pytest.raises(TypeError, match="'gamma'. Pass some of"):
+        ksa.AdversarialRecoloring(gamma=10)
+    with pytest.raises(TypeError, match="Did you mean magnitude"):
+        ksa.RandomRecoloring(eps=0.1)
+
+
 def test_random_layers_have_no_target():
     with pytest.raises(TypeError, match="RandomFlow has no argument 'target'"):
         ksa.RandomFlow(target="random")
