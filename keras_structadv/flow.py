@@ -5,11 +5,12 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_structadv.backends import largest
 from keras_structadv.checks import check_images, check_number
 from keras_structadv.dct import dct2, idct2, laplacian_eigenvalues
 from keras_structadv.differences import central_difference, forward_difference
 from keras_structadv.operators import ScreenedPoisson
-from keras_structadv.scaling import largest, limit_of, normalized
+from keras_structadv.scaling import limit_of, normalized
 from keras_structadv.solvers import SOLVERS
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from keras_structadv.backends import largest as largest
+from keras_structadv.backends import largest
 
 
 def normalized(gradients: Any) -> tuple[Any, Any]:

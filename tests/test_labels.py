@@ -108,12 +108,18 @@ def test_one_class_is_drawn_as_ever(classes):
     ids = np.random.default_rng(0).integers(0, classes, 50)
     predictions = np.zeros((50, classes), "float32")
     seed, again = keras.random.SeedGenerator(3), keras.random.SeedGenerator(3)
-    smooth = 0.9 * np.eye(classes)[ids] + 0.1 / classes
-    steps = [
-        ops.convert_to_numpy(keras.random.randint((50,), 1, classes, seed=again))
-        for _ in range(3)
-    ]
-    for labels, step in zip((ids, np.eye(classes)[ids], smooth), steps):
-        drawn = random_wrong(labels, predictions, seed=seed)
-        np.testing.assert_array_equal(drawn, (ids + step) % classes)
+    for _ in range(3):
+        step = keras.random.randint((50,), 1, classes, seed=again)
+        drawn = random_wrong(ids, predictions, seed=seed)
+        expected = (ids + ops.convert_to_numpy(step)) % classes
+        np.testing.assert_array_equal(drawn, expected)
     np.testing.assert_array_equal(*map(ops.convert_to_numpy, (seed.state, again.state)))
+
+
+@pytest.mark.parametrize("smooth", [0.0, 0.1])
+def test_the_wrong_classes_of_a_vector_are_equally_likely(smooth):
+    labels = np.tile((1 - smooth) * np.eye(4)[2] + smooth / 4, (3000, 1))
+    drawn = random_wrong(labels, np.zeros((3000, 4), "float32"), seed=1)
+    counts = np.bincount(ops.convert_to_numpy(drawn), minlength=4)
+    assert counts[2] == 0
+    assert np.abs(counts[[0, 1, 3]] - 1000).max() < 100

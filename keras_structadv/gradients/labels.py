@@ -101,43 +101,15 @@ def random_wrong(labels: Any, predictions: Any, seed: Any = None) -> Any:
         int32, (batch, ...), -1 where every class is present; for one sigmoid output,
         the other class, (batch, 1).
     """
-    true = _class_ids(labels, predictions)
-    classes = max(predictions.shape[-1], 2)
-    steps = keras.random.randint(ops.shape(true), 1, classes, seed=seed)
     if not are_vectors(labels, predictions):
+        true = _class_ids(labels, predictions)
+        classes = max(predictions.shape[-1], 2)
+        steps = keras.random.randint(ops.shape(true), 1, classes, seed=seed)
         return (true + steps) % classes
     present = classes_present(labels, predictions)
-    absent = classes - ops.sum(ops.cast(present, "int32"), axis=-1)
-    # One draw for each label, so that what is present does not change later draws. With
-    # several classes present, it is scaled to the number of absent ones; a fixed offset
-    # for each place in the batch keeps their probabilities equal.
-    offset = keras.random.randint(ops.shape(true), 0, 256, seed=0)
-    scaled = ops.cast(steps - 1, "float32") + ops.cast(offset, "float32") / 256
-    scaled = scaled * ops.cast(absent, "float32") / (classes - 1)
-    scaled = ops.minimum(ops.cast(ops.floor(scaled), "int32"), absent - 1)
-    number = ops.where(absent == classes - 1, steps - 1, scaled)
-    return _absent_after(true, number, present)
-
-
-def _absent_after(start: Any, number: Any, present: Any) -> Any:
-    """Returns the absent class that follows a class, counted from 0 and cyclically.
-
-    Args:
-        start: int32, (batch, ...), the class after which to count.
-        number: int32, (batch, ...), how many absent classes to skip.
-        present: bool, (batch, ..., classes).
-
-    Returns:
-        int32, (batch, ...), -1 where every class is present.
-    """
-    classes = present.shape[-1]
-    order = (start[..., None] + 1 + ops.arange(classes, dtype="int32")) % classes
-    absent = ops.cast(ops.logical_not(present), "int32")
-    absent = ops.take_along_axis(absent, order, axis=-1)
-    numbers = ops.where(absent > 0, ops.cumsum(absent, axis=-1) - 1, -1)
-    hits = ops.cast(numbers == number[..., None], "int32")
-    found = (start + 1 + ops.cast(ops.argmax(hits, axis=-1), "int32")) % classes
-    return ops.where(ops.any(absent > 0, axis=-1), found, -1)
+    draws = keras.random.randint(ops.shape(present), 0, 2**24, seed=seed)
+    wrong = ops.cast(ops.argmax(ops.where(present, -1, draws), axis=-1), "int32")
+    return ops.where(ops.all(present, axis=-1), -1, wrong)
 
 
 def classes_present(labels: Any, predictions: Any) -> Any:

@@ -40,7 +40,7 @@ class AdversarialRecoloring(StructuredAdversary):
         rank: `None` for the whole operator, which is faster; k for its k eigenvectors
             with the smallest eigenvalues only. They can be computed once and given with
             the images: see `precompute_basis`.
-        rtol: relative error, in the energy norm, at which the solve of an image stops.
+        rtol: as in `adversarial_recoloring`.
         max_iterations: upper bound of the iterations, for all images.
         rate: the fraction of the images that is augmented, in [0, 1]. The gradient is
             computed for `ceil(rate * batch)` images only.
