@@ -120,6 +120,7 @@ def test_the_script_runs(module, tmp_path, monkeypatch, capsys):
     recorded = (ROOT / "experiments/results/small.jsonl").read_text()
     (tmp_path / "results.jsonl").write_text(recorded)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # for processes that a script starts
     arguments = next(c.values[1] for c in COMMANDS if c.values[0] == module)
     main = importlib.import_module(module).main
     main([*arguments, *shlex.split(SMALLEST[module])])
