@@ -214,7 +214,7 @@ def test_early_stopping_restores_the_best_weights(place, images, labels):
     assert not isinstance(model.train_function, Fit)
 
 
-def assert_goes_on(model, place, images, labels):
+def assert_goes_on(model, place, images, labels, atol=1e-6):
     """Checks that a model trains, and is saved, as one that saw no callback yet."""
     reference = twin(model, place)
     before = predictions(reference, images)
@@ -227,7 +227,7 @@ def assert_goes_on(model, place, images, labels):
     assert set(histories[0]) == set(histories[1])
     assert ("mean_displacement" in histories[0]) == (place == "inside")
     np.testing.assert_allclose(histories[0]["loss"], histories[1]["loss"], rtol=1e-5)
-    assert_same(model, reference)
+    assert_same(model, reference, atol)
     assert np.abs(predictions(model, images) - before).max() > 1e-3
 
 
@@ -275,7 +275,8 @@ def test_after_an_error_in_the_data(place, error, images, labels, tmp_path):
         model.fit(batches(), steps_per_epoch=3, verbose=0, callbacks=[training(place)])
     assert distance(model, build(place)) > 1e-3
     assert_saved(model, images, tmp_path)
-    assert_goes_on(model, place, images, labels)
+    # The step was traced for batches of unknown size, and is kept: it rounds otherwise.
+    assert_goes_on(model, place, images, labels, atol=1e-5)
 
 
 @pytest.mark.slow
