@@ -115,7 +115,7 @@ def constructor_arguments(kind):
     return {
         name: parameter.default
         for name, parameter in parameters.items()
-        if name != "self" and parameter.kind not in variadic
+        if name not in ("self", "name", "dtype") and parameter.kind not in variadic
     }
 
 

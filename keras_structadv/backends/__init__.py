@@ -18,7 +18,7 @@ from keras_structadv.backends.keras_state import (
     current_values,
     has_replicas,
     infers_shapes,
-    is_nested_call,
+    is_inside_model,
     strategy_scope,
 )
 from keras_structadv.backends.snapshot import WeightSnapshot
@@ -37,7 +37,7 @@ __all__ = [
     "shared",
     "has_replicas",
     "infers_shapes",
-    "is_nested_call",
+    "is_inside_model",
     "kept_program",
     "largest",
     "replaced",

@@ -1,7 +1,6 @@
 """All uses of Keras beyond its public API. Each function gives its reason."""
 
 import contextlib
-import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,30 +10,16 @@ from keras import backend, ops
 from keras_structadv.backends.train_step import replaced
 
 
-def is_nested_call(layer: keras.layers.Layer) -> bool:
-    """Returns whether a layer runs inside the call of another layer.
+def is_inside_model(layer: keras.layers.Layer) -> bool:
+    """Returns whether a model, not the user, calls a layer.
 
-    Ask from within the layer's `call`. Only Keras' private call context knows the layer
-    at which a call began. `stateless_call` opens no context, but a stateless scope.
-
-    Args:
-        layer: the layer whose `call` asks.
+    Ask from the layer's `call`. Only Keras' call context knows the outermost layer of a
+    call. Other layers than models (`Pipeline`, KerasCV's) are called to augment. A
+    `stateless_call` opens no such context; its variable scope tells.
     """
-    asker = _asker()
-    entry = asker._get_call_context().entry_layer
-    if entry is asker:  # no context: the user called `layer.call`
-        asker._maybe_reset_call_context()
-        entry = layer
-    return entry is not layer or _stateless_scope() is not None
-
-
-@functools.cache
-def _asker() -> keras.layers.Layer:
-    """Returns a layer that only reads the call context.
-
-    Reading opens a context where there is none, and only the reader can close it.
-    """
-    return keras.layers.Layer(name="asks_for_the_call_context")
+    entry = layer._get_call_context().entry_layer
+    inside = entry is not layer and isinstance(entry, keras.Model)
+    return inside or _stateless_scope() is not None
 
 
 def infers_shapes() -> bool:

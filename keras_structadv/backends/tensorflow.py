@@ -32,8 +32,12 @@ class TensorFlow(Framework):
 
     def train_function(self, model: keras.Model, step: AugmentedStep) -> Callable:
         # A step that creates variables is traced twice, and both graphs stay in memory.
+        # Only where it is certain that the step trains just the model's own variables.
         optimizer = model.optimizer
-        if model.built and not (optimizer.built or has_replicas(model)):
+        plain = type(model).train_step is keras.Model.train_step
+        plain = plain and "train_step" not in vars(model)
+        known = model.built and getattr(model, "inputs", None) is not None
+        if plain and known and not (optimizer.built or has_replicas(model)):
             optimizer.build(model.trainable_variables)
         return super().train_function(model, step)
 

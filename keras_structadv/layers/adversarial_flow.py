@@ -126,7 +126,7 @@ class AdversarialFlow(StructuredAdversary):
                 f"Received max_displacement={value}. It is in pixels, not a fraction "
                 "of the image: nothing moves by a quarter of a pixel. Pass "
                 "about an eighth of the shorter side.",
-                stacklevel=4,
+                stacklevel=4 if self.takes_gradient else 5,
             )
 
     def make_field(

@@ -147,7 +147,7 @@ class AdversarialRecoloring(StructuredAdversary):
                 f"Received magnitude={value}. It is a fraction of value_range "
                 f"{self.value_range}: for a change by {value} in the units of the "
                 f"images pass {highest:g} / {high - low:g}.",
-                stacklevel=4,
+                stacklevel=4 if self.takes_gradient else 5,
             )
 
     def make_field(

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_structadv.backends import framework, infers_shapes, is_nested_call
+from keras_structadv.backends import framework, infers_shapes, is_inside_model
 from keras_structadv.checks import check_length
 from keras_structadv.gradients import gradients_of
 from keras_structadv.gradients.inputs import keys_beside_images, pack_beside_images
@@ -51,7 +51,6 @@ class Adversary(Hooks):
             pack: `(images, chosen) -> inputs` of the model; see `images_among`. `None`
                 where the images are the only input.
         """
-        self.layout.check(images, self.name)
         whole = self.layout.channels_last(ops.cast(images, "float32"))
         selection = Selection.drawn(self.rate, ops.shape(whole)[0], self.draw_uniform)
         originals, labels, targets, extra = (
@@ -72,7 +71,7 @@ class Adversary(Hooks):
 
         Args:
             images: (batch, height, width, channels), or channels first.
-            labels: as the model's loss takes them; `None` for the model's own.
+            labels: arrays, as the model's loss takes them; `None` for the model's own.
 
         Returns:
             The fields, float32, (batch, height, width, ...): flows or perturbations,
@@ -82,16 +81,16 @@ class Adversary(Hooks):
         Raises:
             ValueError: if the layer is not bound, or images and labels do not fit.
         """
-        images, labels = (
-            None if x is None else ops.convert_to_tensor(x) for x in (images, labels)
-        )
+        images = ops.convert_to_tensor(images)
         if len(images.shape) != 4:
             raise ValueError(
                 f"Received images of shape {tuple(images.shape)}. Pass a batch of rank "
                 "4; images[None] is a batch of one."
             )
-        if labels is not None:
-            check_length("labels", labels, images)
+        for entry in keras.tree.flatten(labels):
+            if entry is not None:
+                check_length("labels", entry, images)
+        self.check_images(images)
         originals = self.layout.channels_last(ops.cast(images, "float32"))
         drawn = self.draw_strength(ops.shape(originals)[0])
         return self._perturbed(originals, labels, None, drawn, {}, None)[0]
@@ -219,7 +218,7 @@ class Adversary(Hooks):
     def _augments(self, images: Any, training: bool | None) -> bool:
         if training is None:
             in_step = current_step(self.binding.model) is not None
-            training = in_step or not is_nested_call(self)
+            training = in_step or not is_inside_model(self)
         nothing = self.rate == 0 or images.shape[0] == 0
         return training and not nothing and not infers_shapes()
 
@@ -236,10 +235,8 @@ class Adversary(Hooks):
             strength, pack = step.strength, step.pack
             labels = step.labels if labels is None else labels
             self._check_labels_outside(step.labels, images)
-        elif self.checks_values:
-            seen = framework().visible(images)
-            if seen is not None and seen.size:
-                self.check_values(float(seen.min()), float(seen.max()))
+        else:
+            self.check_images(images)
         augment = framework().apart(self.augment)
         augmented = augment(images, labels, targets, strength, extra, pack)
         if step is not None:

@@ -4,14 +4,13 @@ import difflib
 import functools
 import hashlib
 import inspect
-import json
 import math
 import numbers
 from typing import Any
 
 import keras
 
-from keras_structadv.backends import WeightSnapshot
+from keras_structadv.backends import WeightSnapshot, framework
 from keras_structadv.checks import (
     check_count,
     check_fraction,
@@ -38,7 +37,7 @@ _OF_STRENGTH = ("eps", "epsilon", "factor", "strength")
 class StructuredAdversary(Adversary):
     """Base of the layers that move images along the structured gradient of a loss.
 
-    A subclass defines the field by the methods of `Adversary`: `make_field`, `compose`,
+    A subclass defines the field by the methods of `Hooks`: `make_field`, `compose`,
     `apply`, `size_of`, `encode`, `decode`, and `move` where it moves pixels.
 
     Args:
@@ -67,6 +66,9 @@ class StructuredAdversary(Adversary):
 
     measure_name: str
     """The name of the mean size of the fields in `History`."""
+
+    fixed_arguments: tuple[str, ...] = ()
+    """Arguments of a base class that a subclass fixes and does not take itself."""
 
     def __init__(
         self,
@@ -107,6 +109,7 @@ class StructuredAdversary(Adversary):
         self.seed_generator = keras.random.SeedGenerator(self.stream())
         self.binding = Binding()
         self._values_checked = False
+        self._layout_checked = False
 
     @classmethod
     def _check_names(cls, unknown: dict) -> None:
@@ -153,15 +156,17 @@ class StructuredAdversary(Adversary):
         self.binding = Binding(model, loss, copy)
         return self
 
-    def stream(self) -> int | None:
-        """Returns the seed of the draws: another one for flows than for recolourings.
+    def stream(self, purpose: str = "") -> int | None:
+        """Returns the seed of some draws, another one for flows than for recolourings.
 
         Otherwise two layers with one seed would choose the same images and strengths.
         """
         seed: Any = self.seed
         if not isinstance(seed, numbers.Integral):
             return seed  # none, or what Keras refuses
-        digest = hashlib.sha256(f"{self.strength_name} {seed}".encode()).digest()
+        digest = hashlib.sha256(
+            f"{self.strength_name}{purpose} {seed}".encode()
+        ).digest()
         return int.from_bytes(digest[:4], "little") // 2
 
     def _set_strength(self, value: Any) -> None:
@@ -175,6 +180,11 @@ class StructuredAdversary(Adversary):
     def check_unit(self, value: Any, highest: float) -> None:
         """Warns of a strength that seems to be in another unit than the layer's."""
 
+    @property
+    def can_change(self) -> bool:
+        """Whether the arguments allow any change at all."""
+        return self.rate > 0 and self._strength_range[1] > 0
+
     def draw_strength(self, count: Any) -> Any:
         """Returns the random strength of each of `count` images, float32, (count,)."""
         low, high = self._strength_range
@@ -184,6 +194,15 @@ class StructuredAdversary(Adversary):
     def checks_values(self) -> bool:
         """Whether the values of the images are still to be compared with the range."""
         return self.uses_value_range and self.rate > 0 and not self._values_checked
+
+    def check_images(self, images: Any) -> None:
+        """Warns once of images with another layout or, if they are visible, values."""
+        if not self._layout_checked:
+            self._layout_checked = self.layout.check(images, self.name)
+        if self.checks_values:
+            seen = framework().visible(images)
+            if seen is not None and seen.size:
+                self.check_values(float(seen.min()), float(seen.max()))
 
     def check_values(self, lowest: float, highest: float) -> None:
         """Warns once if images with these extremes do not fit `value_range`."""
@@ -230,30 +249,43 @@ class StructuredAdversary(Adversary):
             return other(name)
         raise AttributeError(f"{type(self).__name__!r} has no attribute {name!r}.")
 
+    def arguments(self) -> dict:
+        """Returns the constructor's arguments by name, except `name` and `dtype`.
+
+        Those of a subclass count where they are attributes.
+        """
+        names = [
+            name
+            for kind in type(self).__mro__
+            if issubclass(kind, StructuredAdversary)
+            for name in inspect.signature(kind).parameters
+        ]
+        skipped = {"name", "dtype", "kwargs", *self.fixed_arguments}
+        return {
+            name: getattr(self, name)
+            for name in dict.fromkeys(names)
+            if name not in skipped and hasattr(self, name)
+        }
+
     def twin(self) -> "StructuredAdversary | None":
         """Returns one unbound layer for all layers with these arguments.
 
-        The strength, which is drawn, and the arguments around the gradient do not
-        count. `None` for a subclass that is not `stateless`.
+        Programs that are compiled for it serve all of them. The strength, which is
+        drawn, and the arguments around the gradient do not count. `None` for a class
+        that is not `stateless`.
         """
         kind: Any = type(self)
         if not vars(kind).get("stateless"):
             return None
-        config = self.get_config()
-        config |= {"name": "twin", "trainable": True}
-        config |= {"seed": 0, "rate": 1.0, "loss": None}
-        config[self.strength_name] = 0.0
-        return _twin(kind, json.dumps(config, sort_keys=True))
+        neutral = {"seed": 0, "rate": 1.0, "loss": None, self.strength_name: 0.0}
+        return _twin(kind, tuple({**self.arguments(), **neutral}.items()))
 
     def get_config(self) -> dict:
         """Returns every constructor argument; the bound model is not one."""
-        config = super().get_config()
-        for name, parameter in inspect.signature(type(self)).parameters.items():
-            if name not in config and parameter.kind != parameter.VAR_KEYWORD:
-                config[name] = getattr(self, name)
+        config = {**super().get_config(), **self.arguments()}
         if not (self.loss is None or isinstance(self.loss, str)):
             config["loss"] = keras.saving.serialize_keras_object(self.loss)
-        return config
+        return {k: v for k, v in config.items() if k not in self.fixed_arguments}
 
     @classmethod
     def from_config(cls, config: dict) -> "StructuredAdversary":
@@ -265,5 +297,5 @@ class StructuredAdversary(Adversary):
 
 
 @functools.cache
-def _twin(kind: Any, config: str) -> StructuredAdversary:
-    return kind.from_config(json.loads(config))
+def _twin(kind: Any, arguments: tuple) -> StructuredAdversary:
+    return kind(**dict(arguments))

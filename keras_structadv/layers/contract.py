@@ -86,8 +86,8 @@ class ImageLayer(keras.layers.Layer):
                 model takes beside the images.
             labels: one for each image, in the form that the loss takes.
             sample_weight: passed through; does not enter the gradient.
-            training: `False` for the identity. `None` is training where the layer is
-                called by itself, and inference where another layer or model calls it.
+            training: `False` for the identity. `None` is inference where a model calls
+                the layer, and training where the user or another layer does.
 
         Returns:
             Images alone, `(images, labels)`, `(images, labels, sample_weight)` or a

@@ -22,9 +22,8 @@ class Hooks(ImageLayer):
     seed_generator: keras.random.SeedGenerator
     binding: Binding
 
-    @property
-    def checks_values(self) -> bool:
-        """Whether the values of the images are still to be compared with the range."""
+    def check_images(self, images: Any) -> None:
+        """Warns once of images that do not fit the arguments of the layer."""
         raise NotImplementedError
 
     # What a subclass defines.

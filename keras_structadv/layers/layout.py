@@ -45,16 +45,19 @@ class Layout(NamedTuple):
             return ops.transpose(x, (0, 3, 1, 2))
         return x
 
-    def check(self, images: Any, name: str) -> None:
+    def check(self, images: Any, name: str) -> bool:
         """Warns of images that seem to have the other layout.
 
         Args:
             images: a batch of rank 4.
             name: of the layer.
+
+        Returns:
+            Whether it warned.
         """
         ends = (images.shape[1], images.shape[3])
         if None in ends:
-            return
+            return False
         last = self.data_format == "channels_last"
         other, channels = ends if last else ends[::-1]
         if other in (1, 3) and channels > 4 and other < images.shape[2 if last else 1]:
@@ -65,6 +68,8 @@ class Layout(NamedTuple):
                 f"If they have {other}, pass data_format={right!r}.",
                 stacklevel=3,
             )
+            return True
+        return False
 
     def size(self, x: Any) -> tuple[int | None, ...] | None:
         """Returns height and width of images or masks; `None` for other ranks.

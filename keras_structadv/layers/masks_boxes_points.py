@@ -78,13 +78,19 @@ def is_mask(x: Any, images: Any, layout: Layout) -> bool:
     size = layout.size(x)
     if size == layout.size(images):
         return True
+    if size is not None and None in size:
+        raise ValueError(
+            f"Received labels or weights of shape {tuple(x.shape)} for images of shape "
+            f"{tuple(images.shape)}. Their height and width must be known when the "
+            "graph is built: set the static shape, e.g. by tf.ensure_shape."
+        )
     if size is not None:
         raise ValueError(
             f"Received labels or weights of shape {tuple(x.shape)} for images of shape "
             f"{tuple(images.shape)}. They would stay while the image moves. Resize "
-            "masks to the images; pass boxes and points to the layer in a dict, under "
-            '"bounding_boxes" and "keypoints"; flatten labels that do not move, such '
-            "as text, to (batch, n)."
+            "masks to the images. Call the layer itself with a dict to move boxes and "
+            'points ("bounding_boxes", "keypoints"). Pass labels that do not move '
+            "(text) as class ids, (batch, n), or reshape them in the loss."
         )
     return False
 

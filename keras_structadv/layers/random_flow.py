@@ -50,6 +50,7 @@ class RandomFlow(AdversarialFlow):
     """
 
     takes_gradient = False
+    fixed_arguments = ("target", "steps", "loss", "alpha", "solver")
 
     def __init__(
         self,
@@ -78,6 +79,8 @@ class RandomFlow(AdversarialFlow):
             dtype=dtype,
             **kwargs,
         )
+        # Of its own, so that the other draws stay paired with those of the twin.
+        self.noise_generator = keras.random.SeedGenerator(self.stream("noise"))
 
     def make_field(
         self, images: Any, gradients: Any, strength: Any, **extra: Any
@@ -87,5 +90,5 @@ class RandomFlow(AdversarialFlow):
             images,
             smoothness=self.smoothness,
             max_displacement=strength,
-            seed=self.seed_generator,
+            seed=self.noise_generator,
         )

@@ -53,6 +53,7 @@ class RandomRecoloring(AdversarialRecoloring):
     """
 
     takes_gradient = False
+    fixed_arguments = ("target", "steps", "loss", "lam", "rank")
 
     def __init__(
         self,
@@ -89,6 +90,8 @@ class RandomRecoloring(AdversarialRecoloring):
             dtype=dtype,
             **kwargs,
         )
+        # Of its own, so that the other draws stay paired with those of the twin.
+        self.noise_generator = keras.random.SeedGenerator(self.stream("noise"))
 
     def make_field(
         self,
@@ -99,5 +102,5 @@ class RandomRecoloring(AdversarialRecoloring):
         **extra: Any,
     ) -> Any:
         """Returns the perturbation that noise makes in the place of a gradient."""
-        noise = keras.random.normal(ops.shape(images), seed=self.seed_generator)
+        noise = keras.random.normal(ops.shape(images), seed=self.noise_generator)
         return super().make_field(images, noise, strength, basis)

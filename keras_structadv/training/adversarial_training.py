@@ -23,7 +23,7 @@ class AdversarialTraining(keras.callbacks.Callback):
     The model's own `train_step` gets the changed images and the true labels.
     Validation, prediction and the saved model are those of the plain model, and so is
     the model after `fit`. A further `fit` of the same compiled model with the same
-    layers (and store) compiles nothing.
+    layers (and store) compiles nothing; a new `compile` frees what was kept for it.
 
     `gradient="fresh"` takes the gradient of the weights of that very step. It costs a
     forward and a backward pass for the images that are changed. `gradient="reuse"`
@@ -118,6 +118,7 @@ class AdversarialTraining(keras.callbacks.Callback):
         self._fit: Fit | None = None
         self._results: dict | None = None
         self._strength = 1.0
+        self._gain_warned = False
 
     def on_train_begin(self, logs: dict | None = None) -> None:
         """Binds the layers and installs the augmented train step."""
@@ -143,6 +144,7 @@ class AdversarialTraining(keras.callbacks.Callback):
                 )
             other.leave()
         self._leave()
+        self._gain_warned = False
         if self._kept is not None:
             self._kept.begin(model, self.layers)
         store = None if self._kept is None else self._kept.store
@@ -203,8 +205,10 @@ class AdversarialTraining(keras.callbacks.Callback):
             self._take_means(logs, step.measures.results())
         if self._kept is not None:
             self._kept.end_epoch(step.measures.means[HIT_RATE].result())
-        if self._strength > 0:
-            step.measures.check_gain(float((logs or {}).get("loss", 0.0)))
+        strong = any(x.takes_gradient and x.can_change for x in self.layers)
+        if strong and self._strength > 0 and not self._gain_warned:
+            loss = float((logs or {}).get("loss", 0.0))
+            self._gain_warned = step.measures.check_gain(loss)
 
     def on_test_begin(self, logs: dict | None = None) -> None:
         """Keeps the results of the training before validation replaces them."""

@@ -1,8 +1,8 @@
 """What one `fit` takes from a model and its layers, and gives back."""
 
-import dataclasses
+import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 
@@ -11,15 +11,14 @@ from keras_structadv.layers.base import StructuredAdversary
 from keras_structadv.training.fresh_step import TrainStep
 from keras_structadv.training.gradient_store import GradientStore
 
-_ATTRIBUTE = "_kept_adversarial_step"
+_ATTRIBUTE = "_kept_adversarial_steps"
 
 
-@dataclasses.dataclass(frozen=True)
-class Kept:
-    """A compiled step that is kept with its model from one `fit` to the next.
+class Kept(NamedTuple):
+    """A compiled step that stays with its model from one `fit` to the next.
 
     Attributes:
-        made_for: everything that, if it changes, makes the step a different one.
+        made_for: all that the step depends on, beside the model as it was compiled.
         step: the step.
         function: its train function.
     """
@@ -52,40 +51,58 @@ class Fit:
     ):
         self.model = model
         self.owner = owner
+        self._inside = owner.inside
         self._store = store
         self._make_step = make_step
         self._history = getattr(model, "history", None)  # each `fit` makes a new one
         self._allowed = False
+        self._layers = layers
         self._bindings = []
         for layer in layers:
             old = layer.binding
             layer.bind(model, old.loss if old.model is model else None)
             self._bindings.append((layer, old, layer.binding))
-        self._layers = layers
-        self.install()
+        try:
+            self._install()
+        except BaseException:
+            self.leave()
+            raise
 
-    def install(self) -> None:
+    def _install(self) -> None:
         """Puts the augmented train function in the place of the model's own."""
         model = self.model
         model.make_train_function()
         self._plain = model.train_function
-        # Keras keeps its train function until the model is compiled anew.
-        configs = [layer.get_config() for layer in self._layers]
-        losses = [layer.binding.loss for layer in self._layers]
-        inside = self.owner.inside
-        made_for = (self._plain, inside, self._store, self._layers, configs, losses)
-        kept = vars(model).get(_ATTRIBUTE)
-        if kept is None or kept.made_for != made_for:
-            step = self._make_step(model)
-            kept = Kept(made_for, step, framework().train_function(model, step))
-            vars(model)[_ATTRIBUTE] = kept  # past Keras, which would track it
+        kept = self._kept(self._plain)
         self.step, self._augmented = kept.step, kept.function
         model.train_function = self
+
+    def _kept(self, plain: Callable[..., Any]) -> Kept:
+        """Returns the compiled step for a train function of the model, made if needed.
+
+        A new `compile` drops the train function, and with it all that was kept for it.
+        """
+        # Past Keras, which would track the attribute.
+        table = vars(self.model).setdefault(_ATTRIBUTE, weakref.WeakKeyDictionary())
+        entries = table.setdefault(plain, [])
+        arguments = [layer.arguments() for layer in self._layers]
+        losses = [layer.binding.loss for layer in self._layers]
+        made_for = (self._inside, self._store, self._layers, arguments, losses)
+        for kept in entries:
+            if _are_equal(kept.made_for, made_for):
+                return kept
+        step = self._make_step(self.model)
+        function = framework().train_function(self.model, step)
+        entries.append(Kept(made_for, step, function))
+        return entries[-1]
 
     def allow_next(self) -> None:
         """Allows the next call of the train function to augment."""
         if self.model.train_function is not self:  # another callback made a new one
-            self.install()
+            before = self.step
+            self._install()
+            for new, old in zip(self.step.own_variables, before.own_variables):
+                new.assign(old)  # the strength and the means of the epoch
         self._allowed = True
 
     def __call__(self, *arguments: Any) -> Any:
@@ -108,3 +125,10 @@ class Fit:
         for layer, old, ours in self._bindings:
             if layer.binding is ours:  # and was not bound anew since
                 layer.binding = old
+
+
+def _are_equal(one: tuple, other: tuple) -> bool:
+    try:
+        return bool(one == other)
+    except ValueError:  # arrays among the arguments of a subclass
+        return False

@@ -39,10 +39,15 @@ class TrainStep:
         self.measures = Measures(self.layers, self.reuses)
 
     @property
+    def own_variables(self) -> list[keras.Variable]:
+        """The strength and the means."""
+        return [self.strength, *self.measures.variables]
+
+    @property
     def variables(self) -> list[keras.Variable]:
         """The variables of the step beside those of the model."""
         seeds = [variable for layer in self.layers for variable in layer.variables]
-        return [self.strength, *self.measures.variables, *seeds]
+        return [*self.own_variables, *seeds]
 
     def prepare(self, data: Any) -> None:
         """Makes the variables that depend on the data: none."""
@@ -60,6 +65,7 @@ class FreshStep(TrainStep):
         batch = Batch.unpacked(data, self.model, self.layers)
         for layer in self.layers:
             self.measures.look_at(layer, batch.images)
+            layer.check_images(batch.images)
             if layer.rate > 0:
                 augmented = layer.augment(
                     batch.images,
@@ -80,7 +86,7 @@ class InsideStep(TrainStep):
     @property
     def variables(self) -> list[keras.Variable]:
         """The variables of the step; the layers are the model's own."""
-        return [self.strength, *self.measures.variables]
+        return self.own_variables
 
     def __call__(self, train_step: Callable[[Any], Any], data: Any) -> Any:
         """Runs the model's step with its layers at work; returns logs and means."""

@@ -31,7 +31,6 @@ class Measures:
         self._extremes = {
             layer: (keras.metrics.Mean(), keras.metrics.Mean()) for layer in layers
         }
-        self._warned = False
 
     @property
     def variables(self) -> list[keras.Variable]:
@@ -70,27 +69,32 @@ class Measures:
             if values is not None:  # random fields have no gain
                 self.means[name].update_state(values, sample_weight=augmented.active)
 
-    def check_gain(self, loss: float) -> None:
-        """Warns once if the changes of an epoch did not raise the loss.
+    def check_gain(self, loss: float) -> bool:
+        """Warns if the changes of an epoch did not raise the loss.
 
         Args:
             loss: the loss of the epoch.
+
+        Returns:
+            Whether it warned.
         """
         mean = self.means.get(GAIN)
-        if self._warned or mean is None or float(mean.count) == 0:
-            return
+        # Under a strategy, a count is converted before it can be read.
+        if mean is None or float(ops.convert_to_tensor(mean.count)) == 0:
+            return False
         gain = float(mean.result())
-        if gain <= 1e-6 * abs(loss):
-            self._warned = True
-            warnings.warn(
-                f"The changed images raised the loss by {gain:.3g} on average, at a "
-                f"loss of {loss:.3g}: the augmentation is not adversarial. Usual "
-                "causes: BatchNormalization statistics that are hardly trained yet, a "
-                "saturated softmax (train on logits, from_logits=True), integer "
-                'inputs, images that changed under the same "ids", or a strength that '
-                "is too large for the images.",
-                stacklevel=3,
-            )
+        if not gain <= 1e-6 * abs(loss):
+            return False
+        warnings.warn(
+            f"The changed images raised the loss by {gain:.3g} on average, at a "
+            f"loss of {loss:.3g}: the augmentation is not adversarial. Usual "
+            "causes: BatchNormalization statistics that are hardly trained yet, a "
+            "saturated softmax (train on logits, from_logits=True), integer "
+            'inputs, images that changed under the same "ids", or a strength that '
+            "is too large for the images.",
+            stacklevel=3,
+        )
+        return True
 
     def results(self) -> dict[str, Any]:
         """Returns the means so far, by name."""

@@ -40,7 +40,7 @@ class ReuseStep(TrainStep):
     ):
         super().__init__(model, layers)
         self.kept = kept
-        # Made here, because a layer has a variable and a step cannot make one.
+        # Made here: a layer has a seed, which is a variable that a step cannot create.
         self._twins = {layer: layer.twin() for layer in self.layers}
 
     @property
@@ -72,6 +72,7 @@ class ReuseStep(TrainStep):
         images = ops.cast(batch.images, "float32")
         for layer in self.layers:
             self.measures.look_at(layer, images)
+            layer.check_images(images)
         done = self._changed(images, codes, found, extras, lengths)
         for layer, augmented in zip(self.layers, done):
             batch = batch.moved(layer, augmented)

@@ -106,3 +106,48 @@ def test_boxes_as_labels_are_named_in_fit(images):
     callback = ksa.AdversarialTraining(ksa.AdversarialFlow(value_range=(0, 1)))
     with pytest.raises(ValueError, match="labels or weights of shape.*bounding_boxes"):
         model.fit(images, np.zeros((6, 2, 4)), verbose=0, callbacks=[callback])
+
+
+class Brief(ksa.AdversarialFlow):
+    """Passes on what it does not know."""
+
+    def __init__(self, own=1, **arguments):
+        super().__init__(**arguments)
+        self.own = own
+
+
+class Private(ksa.AdversarialFlow):
+    """Adds its argument to the configuration itself, as Keras' guide does."""
+
+    def __init__(self, own=1, **arguments):
+        super().__init__(**arguments)
+        self._own = own
+
+    def get_config(self):
+        return {**super().get_config(), "own": self._own}
+
+
+@pytest.mark.parametrize("kind", [Brief, Private])
+def test_the_configuration_of_a_subclass_is_complete(kind, images, labels):
+    layer = kind(own=3, rate=0.25, max_displacement=7.0)
+    config = layer.get_config()
+    assert (config["own"], config["rate"], config["max_displacement"]) == (3, 0.25, 7)
+    assert kind.from_config(config).get_config() == config
+    callback = ksa.AdversarialTraining(kind(rate=1.0, value_range=(0, 1)))
+    small_model().fit(images, labels, verbose=0, callbacks=[callback])
+
+
+@pytest.mark.backends("tensorflow")
+def test_masks_of_unknown_size_are_asked_for_their_shape(images):
+    import tensorflow as tf
+
+    layer = ksa.RandomFlow(rate=1.0, value_range=(0, 1))
+    masks = tf.function(
+        lambda x, y: layer(x, y),
+        input_signature=[
+            tf.TensorSpec((None, 8, 8, 1)),
+            tf.TensorSpec((None, None, None)),
+        ],
+    )
+    with pytest.raises(ValueError, match="static shape.*ensure_shape"):
+        masks(images, images[..., 0])

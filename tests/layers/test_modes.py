@@ -34,7 +34,10 @@ def test_a_layer_that_is_added_to_a_model_later_is_the_identity_there(images, la
         def call(self, x):
             return self.inner(x)
 
-    np.testing.assert_array_equal(Around()(images), images)
+    inside = keras.Sequential([Around(), backbone])
+    np.testing.assert_allclose(inside(images), expected, rtol=1e-5)
+    # By itself, a layer of layers is there to augment, as Keras' and KerasCV's are.
+    assert np.abs(ops.convert_to_numpy(Around()(images)) - images).max() > 0.01
 
 
 def test_bound_before_it_was_added_it_attacks_the_rest_of_the_model(images, labels):

@@ -43,10 +43,12 @@ def test_it_needs_no_model_and_reports_its_strength(kind, images, labels):
 
 def test_it_is_paired_with_its_twin(kind, images, labels):
     many, theirs = np.tile(images, (4, 1, 1, 1)), np.tile(labels, 4)
-    random = made(kind, rate=0.5).augment(many)
-    twin = made(TWINS[kind], rate=0.5).bind(small_model()).augment(many, theirs)
-    for ours, other in zip(random.selection, twin.selection):
-        np.testing.assert_array_equal(ours, other)
+    layer = made(kind, rate=0.5)
+    twin = made(TWINS[kind], rate=0.5).bind(small_model())
+    for _ in range(3):
+        random, adversarial = layer.augment(many), twin.augment(many, theirs)
+        for ours, other in zip(random.selection, adversarial.selection):
+            np.testing.assert_array_equal(ours, other)
 
 
 @pytest.mark.parametrize("place", ["callback", "inside", "inside, driven"])
@@ -149,3 +151,15 @@ def test_fields_can_be_had_without_applying_them(kind, data_format, images, labe
         layer.fields(images[0])
     with pytest.raises(ValueError, match="labels of shape"):
         layer.fields(given, labels[:3])
+
+
+def test_fields_take_the_labels_of_several_outputs(images, labels):
+    inputs = keras.Input((8, 8, 1))
+    x = keras.layers.Flatten()(inputs)
+    outputs = {name: keras.layers.Dense(3, name=name)(x) for name in "ab"}
+    model = keras.Model(inputs, outputs)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile("sgd", {"a": loss, "b": loss})
+    layer = made(ksa.AdversarialFlow).bind(model)
+    fields = layer.fields(images, {"a": labels, "b": labels})
+    assert tuple(fields.shape) == (6, 8, 8, 2)

@@ -41,7 +41,7 @@ def test_afterwards_the_model_is_the_plain_one(images, labels, tmp_path):
     checkpoint = keras.callbacks.ModelCheckpoint(tmp_path / "during.keras")
     model.fit(images, labels, verbose=0, callbacks=[callback, checkpoint])
     assert [w.path for w in model.weights] == names
-    assert set(vars(model)) == {*vars(plain), "_kept_adversarial_step"}
+    assert set(vars(model)) == {*vars(plain), "_kept_adversarial_steps"}
     assert model.metrics_names == plain.metrics_names
     assert_plain(model)
     custom = {"loss_from_logits": loss_from_logits}

@@ -1,6 +1,8 @@
 """What a `fit` takes from a model, keeps with it, and gives back."""
 
+import functools
 import gc
+import warnings
 import weakref
 
 import keras
@@ -106,6 +108,104 @@ def test_another_callback_may_make_the_train_function_anew(images, labels, first
         small_model(), images, labels, *(both[::-1] if first else both), epochs=3
     ).history
     np.testing.assert_allclose(history["mean_displacement"], 1.0, rtol=1e-5)
+
+
+@pytest.mark.parametrize("gradient", ["fresh", "reuse"])
+def test_a_step_that_is_made_anew_keeps_the_strength_of_the_epoch(
+    gradient, images, labels
+):
+    layer = ksa.AdversarialFlow((2.0, 2.0), rate=1.0, value_range=(0, 1))
+    callback = ksa.AdversarialTraining(
+        layer, gradient=gradient, schedule=lambda epoch: 0.1
+    )
+    both = [callback, MakesTheStepAnew()]
+    history = fit(small_model(), images, labels, *both, epochs=3).history
+    expected = [0.2 if gradient == "fresh" else 0.0, 0.2, 0.2]
+    np.testing.assert_allclose(history["mean_displacement"], expected, rtol=1e-4)
+
+
+@pytest.mark.backends("tensorflow", "jax")
+def test_callbacks_in_turn_compile_once_each(counted, images, labels):
+    model = small_model()
+    both = [
+        ksa.AdversarialTraining(counted, gradient=how) for how in ("fresh", "reuse")
+    ]
+    for callback in both:
+        fit(model, images, labels, callback)
+    traced = counted.traced
+    for callback in (*both, *both):
+        fit(model, images, labels, callback)
+    assert counted.traced == traced
+
+
+def test_an_error_at_the_begin_leaves_the_layers_as_they_were(
+    images, labels, monkeypatch
+):
+    layer = ksa.AdversarialFlow(value_range=(0, 1))
+    callback = ksa.AdversarialTraining(layer)
+
+    def fails(model):
+        raise ValueError("no step")
+
+    monkeypatch.setattr(callback, "_make_step", fails)
+    with pytest.raises(ValueError, match="no step"):
+        fit(small_model(), images, labels, callback)
+    assert layer.binding.model is None
+
+
+@pytest.mark.backends("tensorflow", "jax")
+def test_a_loss_that_cannot_be_serialized_is_no_obstacle(images, labels):
+    loss = functools.partial(
+        keras.losses.sparse_categorical_crossentropy, from_logits=True
+    )
+    layer = ksa.AdversarialFlow((1.0, 1.0), rate=1.0, loss=loss, value_range=(0, 1))
+    callback = ksa.AdversarialTraining(layer)
+    history = fit(small_model(), images, labels, callback).history
+    np.testing.assert_allclose(history["mean_displacement"], 1.0, rtol=1e-4)
+
+
+class Lazy(keras.Model):
+    """Is marked as built without weights, as Keras does with a default `build`."""
+
+    def __init__(self):
+        super().__init__()
+        self.flatten, self.dense = keras.layers.Flatten(), keras.layers.Dense(3)
+
+    def call(self, x):
+        return self.dense(self.flatten(x))
+
+
+class OwnOptimizer(Lazy):
+    """Trains by an optimizer of its own."""
+
+    def compile(self, **arguments):
+        super().compile(**arguments)
+        self.optimizer, self.own = None, keras.optimizers.SGD(0.01)
+
+    def train_step(self, data):
+        import tensorflow as tf
+
+        x, y = data
+        with tf.GradientTape() as tape:
+            loss = self.compute_loss(x, y, self(x, training=True))
+        self.own.apply(
+            tape.gradient(loss, self.trainable_variables), self.trainable_variables
+        )
+        return {"loss": loss}
+
+
+@pytest.mark.backends("tensorflow")
+@pytest.mark.parametrize("kind", [Lazy, OwnOptimizer])
+def test_the_optimizer_is_left_to_models_of_their_own_kind(kind, images, labels):
+    model = kind()
+    if kind is Lazy:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model.build((None, 8, 8, 1))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(loss=loss)
+    callback = ksa.AdversarialTraining(ksa.AdversarialFlow(value_range=(0, 1)))
+    assert np.isfinite(fit(model, images, labels, callback).history["loss"][0])
 
 
 @pytest.mark.parametrize("gradient", ["fresh", "reuse"])

@@ -90,6 +90,12 @@ def test_changes_that_were_not_wanted_are_not_warned_of(images, labels):
         small_model().fit(images, labels, verbose=0, callbacks=[callback])
 
 
+def test_layers_that_change_nothing_are_not_warned_of(images, labels):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit(small_model(), images, labels, ksa.AdversarialFlow(0, value_range=(0, 1)))
+
+
 def test_two_layers_with_one_seed_choose_other_images(images, labels):
     layers_ = [
         kind(rate=0.5, seed=3, value_range=(0, 1))
