@@ -1,4 +1,5 @@
 import functools
+import pathlib
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from keras_structadv import datasets
 from keras_structadv.operators import EdgePreserving, ScreenedPoisson
 from keras_structadv.solvers import (
     SOLVERS,
+    SolveInfo,
     conjugate_gradients,
     edge_preserving_preconditioner,
     smallest_eigenpairs,
@@ -24,7 +26,8 @@ from tests.models import small_model
 
 SMALL = [(2, 2), (2, 9), (7, 5), (16, 16), (33, 20), (64, 64)]
 # Mean and largest number of iterations on photographs at the default rtol.
-PINNED = {32: (12.5, 26), 64: (15.5, 24), 128: (17, 25), 224: (16, 23)}
+PINNED = {32: (9, 19), 64: (11, 18), 128: (12, 17), 224: (11, 18)}
+README = pathlib.Path(__file__).parents[1] / "README.md"
 LARGE = [(96, 96), (224, 224), (150, 224)]
 
 
@@ -79,11 +82,11 @@ def test_conjugate_gradients_stops_each_system_by_itself():
     rng = np.random.default_rng(0)
     operator = ScreenedPoisson(16, 16, 100.0)
     hard = rng.normal(size=(16, 16))
-    easy = np.ones((16, 16))  # an eigenvector: one iteration, and three to see it
+    easy = np.ones((16, 16))  # an eigenvector: one iteration, and one to see it
     rhs = np.stack([hard, easy, np.zeros((16, 16)), 1e-12 * hard]).astype("float32")
     x, info = conjugate_gradients(operator.matvec, rhs, rtol=1e-5)
     iterations = ops.convert_to_numpy(info.iterations)
-    assert iterations[1] == 4
+    assert iterations[1] == 2
     assert iterations[2] == 0
     assert iterations[0] == iterations[3] > 10  # scaling a system changes nothing
     assert np.all(ops.convert_to_numpy(info.error) <= 1e-5)
@@ -112,8 +115,8 @@ def test_iteration_counts():
         preconditioner=lambda r: solve_dct(operator, r),
         rtol=1e-4,
     )
-    assert ops.convert_to_numpy(plain.iterations).max() <= 102
-    assert ops.convert_to_numpy(exact.iterations).max() == 4
+    assert ops.convert_to_numpy(plain.iterations).max() <= 100
+    assert ops.convert_to_numpy(exact.iterations).max() == 2
 
 
 # The edge-preserving operator, against SciPy in float64.
@@ -198,15 +201,15 @@ def accuracy(images, rhs, **form):
     return np.array(errors), np.array(angles), ops.convert_to_numpy(info.error)
 
 
-# The docstrings of `adversarial_recoloring` and `SolveInfo` give these numbers.
+# Docstrings and README give these numbers.
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "kind,form,error,angle,factor",
     [
-        ("photographs", {}, 0.2, 10, 2),
-        ("colour glyphs", {}, 0.2, 10, 2),
-        ("pixel noise", {}, 0.2, 10, 2),
-        ("photographs", {"coherence": 0.0}, 0.5, 30, 6),
+        ("photographs", {}, 0.35, 20, 4),
+        ("colour glyphs", {}, 0.35, 20, 4),
+        ("pixel noise", {}, 0.35, 20, 4),
+        ("photographs", {"coherence": 0.0}, 0.8, 50, 12),
     ],
 )
 def test_the_default_rtol_is_as_accurate_as_documented(
@@ -225,6 +228,11 @@ def test_the_default_rtol_is_as_accurate_as_documented(
     errors, angles, reported = map(np.concatenate, zip(*found))
     assert errors.max() <= error and angles.max() <= angle
     assert np.all(errors <= factor * reported)
+    assert errors.max() > error / 2  # the promise is not an empty one
+    for text in (ksa.adversarial_recoloring.__doc__, README.read_text()):
+        text = " ".join(text.split())
+        assert f"{error}" in text and f"{angle} degrees" in text
+    assert f"up to {factor} times" in " ".join(SolveInfo.__doc__.split())
 
 
 @pytest.mark.slow

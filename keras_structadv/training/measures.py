@@ -79,8 +79,8 @@ class Measures:
             Whether it warned.
         """
         mean = self.means.get(GAIN)
-        # Under a strategy, a count is converted before it can be read.
-        if mean is None or float(ops.convert_to_tensor(mean.count)) == 0:
+        # Under a strategy, only the result of an operation is a tensor.
+        if mean is None or float(mean.count * 1.0) == 0:
             return False
         gain = float(mean.result())
         if not gain <= 1e-6 * abs(loss):
