@@ -25,7 +25,7 @@ class AdversarialTraining(keras.callbacks.Callback):
     the model after `fit`. A further `fit` of the same compiled model with the same
     layers (and store) compiles nothing; a new `compile` frees what was kept for it.
 
-    `gradient="fresh"` takes the gradient of the weights of that very step. It costs a
+    `gradient="fresh"` takes the gradient with the weights of the same step. It costs a
     forward and a backward pass for the images that are changed. `gradient="reuse"`
     takes the gradient that the training step itself made one epoch ago, when it last
     saw the image; it costs next to nothing. See `GradientStore`. With reuse
@@ -47,8 +47,8 @@ class AdversarialTraining(keras.callbacks.Callback):
       all of them;
     - `mean_displacement`, with an `AdversarialFlow`: the mean longest displacement, in
       pixels;
-    - `mean_magnitude`, with an `AdversarialRecoloring`: the mean size of the
-      perturbations, as a fraction of the value range;
+    - `mean_magnitude`, with an `AdversarialRecoloring`: the mean size of the changes
+      after clipping, as a fraction of the value range;
     - `gradient_hit_rate`, with reuse: the fraction of the images with a gradient.
 
     Args:

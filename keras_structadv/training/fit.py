@@ -123,7 +123,7 @@ class Fit:
         if self.model.train_function is self:
             self.model.train_function = self._plain
         for layer, old, ours in self._bindings:
-            if layer.binding is ours:  # and was not bound anew since
+            if layer.binding is ours:  # and was not bound again since
                 layer.binding = old
 
 

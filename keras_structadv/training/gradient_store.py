@@ -19,29 +19,28 @@ _WAYS = 4
 class GradientStore:
     """Keeps one code for each training image, in a table of bounded size.
 
-    An image is found by a fingerprint of its content, so that shuffling, repeating and
-    re-batching need no sample ids. A place holds the whole fingerprint beside the code:
-    an image whose place was taken by another finds nothing, never the other's code.
+    The table finds an image by a fingerprint of its content, so that images may be
+    shuffled, repeated and re-batched without sample ids. Each place holds the whole
+    fingerprint beside the code: an image never gets the code of another.
 
-    Each fingerprint belongs to a set of four places. Where all four are taken, one is
-    given up. With a capacity of twice the number of training images about one image in
-    eighteen finds its place taken, with four times one in 150, with eight times one in
+    A fingerprint belongs to a set of four places. If all four are taken, one is
+    overwritten. With a capacity of twice the number of training images, about one image
+    in eighteen is overwritten; with four times, one in 150; with eight times, one in
     2000.
 
-    What it holds outlasts `fit`, so that a model can be trained on. A callback empties
-    its store when it is given another model; do not share a store yourself between
-    models that must not know of each other.
+    The content outlasts `fit`, so that training can go on. A callback clears its store
+    for another model. Do not share a store between models that must stay independent.
 
     Args:
         capacity: number of places, rounded up to a multiple of 4.
-        size: k; the k x k lowest cosine coefficients of each component are kept. A
-            place takes 16 bytes, `4 * size**2` for `AdversarialFlow` and
+        size: k; the store keeps the k x k lowest cosine coefficients of each component.
+            A place takes 16 bytes, plus `4 * size**2` for `AdversarialFlow` and
             `2 * channels * size**2` for `AdversarialRecoloring`.
         backup_dir: `None`, or the `backup_dir` of `keras.callbacks.BackupAndRestore`, a
-            local folder: the store is saved there after each epoch, read when a run
+            local folder. The store is saved there after each epoch, read when a run
             resumes, and removed when it ends.
-        delete_checkpoint: `False` to leave the saved store when the run ends, as the
-            argument of `BackupAndRestore`.
+        delete_checkpoint: `False` to keep the backup when the run ends, as the argument
+            of `BackupAndRestore`.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -64,18 +63,18 @@ class GradientStore:
 
     @property
     def built(self) -> bool:
-        """Whether the table was made."""
+        """Whether the table exists."""
         return self._codes is not None
 
     def build(self, length: int, layout: str = "") -> None:
-        """Makes the empty table, for codes of `length` numbers.
+        """Creates the empty table, for codes of `length` numbers.
 
         Args:
             length: how many numbers a code has.
-            layout: tells what the numbers are of, so that nobody takes them for others.
+            layout: describes the numbers, so that codes of other layers are refused.
 
         Raises:
-            ValueError: if the table is there, for other codes.
+            ValueError: if the table exists, for other codes.
         """
         if self.built:
             held = (self._codes.shape[1], self._layout)
@@ -87,8 +86,8 @@ class GradientStore:
                 )
             return
         self._layout = layout
-        # One place more than asked for: what shall not be written goes there. Keys are
-        # whole numbers below 2**16 in float32, which every accelerator can hold.
+        # One extra place takes what must not be written. Keys are whole numbers below
+        # 2**16 in float32, which every accelerator can hold.
         self._keys = keras.Variable(
             np.full((self.capacity + 1, 4), -1.0, "float32"),
             trainable=False,
@@ -129,7 +128,7 @@ class GradientStore:
         return ops.where(found[:, None], codes, 0.0), found
 
     def write(self, keys: Any, codes: Any) -> None:
-        """Keeps the codes of a batch; those that are zero or not finite are left out.
+        """Stores the codes of a batch, except those that are zero or not finite.
 
         Args:
             keys: float32, (batch, 4), as `fingerprint` makes them.
@@ -138,8 +137,8 @@ class GradientStore:
         places, match = self._lookup(keys)
         empty = framework().read_rows(self._keys, ops.reshape(places, (-1,)))[:, 0] < 0
         empty = ops.reshape(empty, ops.shape(places))
-        # The image's own place; else an empty one; else the one that its key names,
-        # which is also the empty one to try first, so that new images spread.
+        # The image's own place; else an empty one; else the one that its key names.
+        # The key's place is also the first empty one to try, so that new images spread.
         way = ops.arange(_WAYS, dtype="int32")[None, :]
         away = (way - ops.cast(keys[:, :1], "int32")) % _WAYS
         score = (
@@ -151,8 +150,8 @@ class GradientStore:
         place = ops.cast(ops.take_along_axis(places, way, axis=1)[:, 0], "int32")
         usable = ops.all(ops.isfinite(codes), axis=1) & ops.any(codes != 0, axis=1)
         place = ops.where(usable, place, self.capacity)
-        # Of several that want one place, only the last one is written: key and code
-        # are two tables, and a mixture of two images must not arise.
+        # Several images may want one place. Only the last is written, because key and
+        # code are two tables and must not mix two images.
         order = ops.argsort(place)  # stable
         ranked = ops.take(place, order)
         last = ops.concatenate([ranked[1:] != ranked[:-1], ranked[:1] == ranked[:1]])
@@ -184,7 +183,7 @@ class GradientStore:
         return None if folder is None else pathlib.Path(folder, "gradient_store.npz")
 
     def save(self, path: str | os.PathLike) -> None:
-        """Writes the table to an `.npz` file, whole or not at all."""
+        """Saves the table to an `.npz` file, atomically."""
         if not self.built:
             raise ValueError("The store is empty: it was not built. Train first.")
         path = pathlib.Path(path)
@@ -203,7 +202,7 @@ class GradientStore:
             fresh.unlink(missing_ok=True)
 
     def load(self, path: str | os.PathLike) -> None:
-        """Reads a table that `save` wrote.
+        """Loads a table that `save` wrote.
 
         Raises:
             ValueError: if the file is damaged, or its capacity or codes differ.
@@ -219,8 +218,8 @@ class GradientStore:
             zlib.error,
         ) as error:
             raise ValueError(
-                f"{path} is truncated or no gradient store ({error}). Delete it: the "
-                "next epoch makes the gradients anew."
+                f"{path} is truncated or no gradient store ({error}). Delete it: "
+                "training collects the gradients again within an epoch."
             ) from error
         if len(keys) != self.capacity + 1:
             raise ValueError(
