@@ -96,6 +96,7 @@ STAGES = [
     {"basis", "visualization"},
     {
         "layers",
+        "layers.arguments",
         "layers.contract",
         "layers.selection",
         "layers.layout",

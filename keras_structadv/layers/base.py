@@ -1,9 +1,7 @@
 """What the adversarial layers share: arguments, the bound model, the configuration."""
 
-import difflib
 import functools
 import hashlib
-import inspect
 import math
 import numbers
 from typing import Any
@@ -19,19 +17,13 @@ from keras_structadv.checks import (
 )
 from keras_structadv.gradients.labels import TARGETS
 from keras_structadv.layers.adversary import Adversary
+from keras_structadv.layers.arguments import argument_names, check_names
 from keras_structadv.layers.binding import Binding
 from keras_structadv.layers.layout import Layout
 from keras_structadv.layers.masks_boxes_points import BOX_FORMATS
 from keras_structadv.layers.value_range import check_values
 
 _TARGETS = (None, *TARGETS)
-_OF_KERAS = {"activity_regularizer", "batch_shape", "input_shape", "trainable"}
-_SYNONYMS = {
-    "rate": ("p", "prob", "probability"),
-    "smoothness": ("gamma", "sigma"),
-    "steps": ("iterations", "num_steps"),
-}
-_OF_STRENGTH = ("eps", "epsilon", "factor", "strength")
 
 
 class StructuredAdversary(Adversary):
@@ -114,17 +106,8 @@ class StructuredAdversary(Adversary):
     @classmethod
     def _check_names(cls, unknown: dict) -> None:
         """Raises a `TypeError` for an argument that no layer has, with a hint."""
-        known = set(inspect.signature(cls).parameters) - {"kwargs"}
-        meant = {x: name for name, words in _SYNONYMS.items() for x in words}
-        meant |= dict.fromkeys(_OF_STRENGTH, cls.strength_name)
-        for name in set(unknown) - _OF_KERAS:
-            near = difflib.get_close_matches(name, known, 1)
-            hint = meant.get(name) if meant.get(name) in known else (near or [None])[0]
-            raise TypeError(
-                f"{cls.__name__} has no argument {name!r}. "
-                + (f"Did you mean {hint}? " if hint else "")
-                + f"Pass some of {sorted(known)}."
-            )
+        names = argument_names(cls, StructuredAdversary) - set(cls.fixed_arguments)
+        check_names(cls.__name__, unknown, names, cls.strength_name)
 
     def bind(
         self, model: keras.Model, loss: Any = None, snapshot: bool = False
@@ -254,17 +237,10 @@ class StructuredAdversary(Adversary):
 
         Those of a subclass count where they are attributes.
         """
-        names = [
-            name
-            for kind in type(self).__mro__
-            if issubclass(kind, StructuredAdversary)
-            for name in inspect.signature(kind).parameters
-        ]
-        skipped = {"name", "dtype", "kwargs", *self.fixed_arguments}
+        names = argument_names(type(self), StructuredAdversary)
+        names -= {"name", "dtype", *self.fixed_arguments}
         return {
-            name: getattr(self, name)
-            for name in dict.fromkeys(names)
-            if name not in skipped and hasattr(self, name)
+            name: getattr(self, name) for name in sorted(names) if hasattr(self, name)
         }
 
     def twin(self) -> "StructuredAdversary | None":
