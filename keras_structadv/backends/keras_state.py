@@ -1,6 +1,7 @@
 """All uses of Keras beyond its public API. Each function gives its reason."""
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,16 +11,22 @@ from keras import backend, ops
 from keras_structadv.backends.train_step import replaced
 
 
-def is_inside_model(layer: keras.layers.Layer) -> bool:
-    """Returns whether a model, not the user, calls a layer.
+def is_inside_model() -> bool:
+    """Returns whether a model, not the user, calls the layer that asks from its `call`.
 
-    Ask from the layer's `call`. Only Keras' call context knows the outermost layer of a
-    call. Other layers than models (`Pipeline`, KerasCV's) are called to augment. A
-    `stateless_call` opens no such context; its variable scope tells.
+    Only Keras' call context knows the outermost layer of a call. Other layers than
+    models (`Pipeline`, KerasCV's) are called to augment. A `stateless_call` opens no
+    such context; its variable scope tells.
     """
-    entry = layer._get_call_context().entry_layer
-    inside = entry is not layer and isinstance(entry, keras.Model)
-    return inside or _stateless_scope() is not None
+    asker = _asker()
+    entry = asker._get_call_context().entry_layer  # opens a context where none is
+    asker._maybe_reset_call_context()  # and closes it again, if it is its own
+    return isinstance(entry, keras.Model) or _stateless_scope() is not None
+
+
+@functools.cache
+def _asker() -> keras.layers.Layer:
+    return keras.layers.Layer(name="asks_for_the_call_context")
 
 
 def infers_shapes() -> bool:

@@ -218,7 +218,7 @@ class Adversary(Hooks):
     def _augments(self, images: Any, training: bool | None) -> bool:
         if training is None:
             in_step = current_step(self.binding.model) is not None
-            training = in_step or not is_inside_model(self)
+            training = in_step or not is_inside_model()
         nothing = self.rate == 0 or images.shape[0] == 0
         return training and not nothing and not infers_shapes()
 

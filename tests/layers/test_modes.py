@@ -40,6 +40,18 @@ def test_a_layer_that_is_added_to_a_model_later_is_the_identity_there(images, la
     assert np.abs(ops.convert_to_numpy(Around()(images)) - images).max() > 0.01
 
 
+def test_a_direct_call_leaves_no_trace(images, labels):
+    """Keras opens a call context for whoever asks for it, and nobody closes it."""
+    flow = ksa.AdversarialFlow((2.0, 2.0), rate=1.0, value_range=(0, 1))
+    with pytest.raises(ValueError, match="bound to a model"):
+        flow.call(ops.convert_to_tensor(images))
+    backbone = small_model()
+    flow.bind(backbone)
+    model = keras.Sequential([flow, backbone])
+    np.testing.assert_allclose(model(images), backbone(images), rtol=1e-5)
+    assert np.abs(ops.convert_to_numpy(flow(images, labels)[0]) - images).max() > 0.01
+
+
 def test_bound_before_it_was_added_it_attacks_the_rest_of_the_model(images, labels):
     """`inside` is decided at the call: a later `add` counts."""
     flow = ksa.AdversarialFlow((2.0, 2.0), rate=1.0, value_range=(0, 1))
