@@ -15,7 +15,7 @@ class ColourJitter(ksa.RandomRecoloring):
         self, images: Any, gradients: Any, strength: Any, basis: Any = None
     ) -> Any:
         """A random change of whole channels of the given magnitude."""
-        return channel_jitter(images, strength, self.value_range, self.seed_generator)
+        return channel_jitter(images, strength, self.value_range, self.noise_generator)
 
 
 def channel_jitter(
