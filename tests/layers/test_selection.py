@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from keras import layers
 
+import keras_structadv as ksa
 from tests.models import numpy
 
 
@@ -57,3 +58,24 @@ def test_the_gradient_is_computed_for_the_chosen_images_only(bound, images, labe
     sizes.clear()
     bound(model, rate=0.0)(images, labels)
     assert sizes == []
+
+
+@pytest.mark.backends("tensorflow")
+@pytest.mark.parametrize("known", [False, True])
+def test_small_rates_are_probabilities_in_batches_of_any_size(known, images):
+    import tensorflow as tf
+
+    layer = ksa.RandomFlow((2.0, 2.0), rate=0.02, value_range=(0, 1), seed=0)
+    shape = (4 if known else None, 8, 8, 1)
+    changed = tf.function(
+        lambda x: tf.reduce_sum(layer.augment(x).active),
+        input_signature=[tf.TensorSpec(shape, "float32")],
+    )
+    total = sum(float(changed(images[:4])) for _ in range(2000))
+    assert 115 < total < 205  # 160 are expected, with a deviation of 12.5
+    tiny = ksa.RandomFlow((2.0, 2.0), rate=1e-4, value_range=(0, 1), seed=0)
+    count = tf.function(
+        lambda x: tf.size(tiny.augment(x).active),
+        input_signature=[tf.TensorSpec(shape, "float32")],
+    )
+    assert int(count(images[:4])) == 1  # one image, active with that probability
