@@ -34,12 +34,12 @@ __all__ = [
     "framework",
     "full_precision",
     "fused",
-    "shared",
     "has_replicas",
     "infers_shapes",
     "is_inside_model",
     "kept_program",
     "largest",
     "replaced",
+    "shared",
     "strategy_scope",
 ]

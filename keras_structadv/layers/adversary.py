@@ -87,10 +87,9 @@ class Adversary(Hooks):
                 f"Received images of shape {tuple(images.shape)}. Pass a batch of rank "
                 "4; images[None] is a batch of one."
             )
-        for entry in keras.tree.flatten(labels):
-            if entry is not None:
-                check_length("labels", entry, images)
-        self.check_images(images)
+        _check_lengths(images, labels=labels)
+        self.check_layout(images)
+        self.check_visible_values(images)
         originals = self.layout.channels_last(ops.cast(images, "float32"))
         drawn = self.draw_strength(ops.shape(originals)[0])
         return self._perturbed(originals, labels, None, drawn, {}, None)[0]
@@ -225,10 +224,8 @@ class Adversary(Hooks):
     def _augment_batch(self, data: dict) -> dict:
         images, labels, targets = (data.get(key) for key in KEYS)
         extra = {key: data[key] for key in self.extra_keys if key in data}
-        for name, x in {"labels": labels, "targets": targets, **extra}.items():
-            for entry in keras.tree.flatten(x):
-                if entry is not None:
-                    check_length(name, entry, images)
+        _check_lengths(images, labels=labels, targets=targets, **extra)
+        self.check_layout(images)
         strength, pack = 1.0, pack_beside_images(self.binding.model, images, data)
         step = current_step(self.binding.model)
         if step is not None:
@@ -236,7 +233,7 @@ class Adversary(Hooks):
             labels = step.labels if labels is None else labels
             self._check_labels_outside(step.labels, images)
         else:
-            self.check_images(images)
+            self.check_visible_values(images)
         augment = framework().apart(self.augment)
         augmented = augment(images, labels, targets, strength, extra, pack)
         if step is not None:
@@ -270,3 +267,11 @@ class Adversary(Hooks):
             is_zero(field)[:, None, None, None], ops.shape(images)
         )  # at full size, because TensorFlow selects slowly where it has to broadcast
         return ops.where(still, images, moved)
+
+
+def _check_lengths(images: Any, **beside: Any) -> None:
+    """Raises a `ValueError` unless every array beside the images has their number."""
+    for name, x in beside.items():
+        for entry in keras.tree.flatten(x):
+            if entry is not None:
+                check_length(name, entry, images)

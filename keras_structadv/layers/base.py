@@ -106,8 +106,9 @@ class StructuredAdversary(Adversary):
     @classmethod
     def _check_names(cls, unknown: dict) -> None:
         """Raises a `TypeError` for an argument that no layer has, with a hint."""
-        names = argument_names(cls, StructuredAdversary) - set(cls.fixed_arguments)
-        check_names(cls.__name__, unknown, names, cls.strength_name)
+        if unknown:
+            names = argument_names(cls, StructuredAdversary) - set(cls.fixed_arguments)
+            check_names(cls.__name__, unknown, names, cls.strength_name)
 
     def bind(
         self, model: keras.Model, loss: Any = None, snapshot: bool = False
@@ -178,10 +179,13 @@ class StructuredAdversary(Adversary):
         """Whether the values of the images are still to be compared with the range."""
         return self.uses_value_range and self.rate > 0 and not self._values_checked
 
-    def check_images(self, images: Any) -> None:
-        """Warns once of images with another layout or, if they are visible, values."""
+    def check_layout(self, images: Any) -> None:
+        """Warns once of images that seem to have the other layout."""
         if not self._layout_checked:
             self._layout_checked = self.layout.check(images, self.name)
+
+    def check_visible_values(self, images: Any) -> None:
+        """Warns once of images outside `value_range`, where no program is traced."""
         if self.checks_values:
             seen = framework().visible(images)
             if seen is not None and seen.size:
@@ -261,7 +265,7 @@ class StructuredAdversary(Adversary):
         config = {**super().get_config(), **self.arguments()}
         if not (self.loss is None or isinstance(self.loss, str)):
             config["loss"] = keras.saving.serialize_keras_object(self.loss)
-        return {k: v for k, v in config.items() if k not in self.fixed_arguments}
+        return config
 
     @classmethod
     def from_config(cls, config: dict) -> "StructuredAdversary":
@@ -270,6 +274,22 @@ class StructuredAdversary(Adversary):
             loss = keras.saving.deserialize_keras_object(config["loss"])
             config = {**config, "loss": loss}
         return super().from_config(config)
+
+
+def as_layers(layer: Any, what: str) -> tuple[StructuredAdversary, ...]:
+    """Returns a layer or a list of layers as a tuple.
+
+    Args:
+        layer: what was passed.
+        what: what to pass, for the error.
+
+    Raises:
+        ValueError: if anything else was passed.
+    """
+    layers = tuple(layer) if isinstance(layer, (list, tuple)) else (layer,)
+    if not layers or not all(isinstance(x, StructuredAdversary) for x in layers):
+        raise ValueError(f"Received layer={layer!r}. Pass {what}, or a list of them.")
+    return layers
 
 
 @functools.cache

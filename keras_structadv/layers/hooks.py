@@ -22,8 +22,12 @@ class Hooks(ImageLayer):
     seed_generator: keras.random.SeedGenerator
     binding: Binding
 
-    def check_images(self, images: Any) -> None:
-        """Warns once of images that do not fit the arguments of the layer."""
+    def check_layout(self, images: Any) -> None:
+        """Warns once of images that seem to have the other layout."""
+        raise NotImplementedError
+
+    def check_visible_values(self, images: Any) -> None:
+        """Warns once of images outside `value_range`, where no program is traced."""
         raise NotImplementedError
 
     # What a subclass defines.

@@ -7,7 +7,7 @@ import keras
 from keras import ops
 
 from keras_structadv.backends import has_replicas, strategy_scope
-from keras_structadv.layers.base import StructuredAdversary
+from keras_structadv.layers.base import StructuredAdversary, as_layers
 from keras_structadv.layers.binding import layers_inside
 from keras_structadv.training.fit import Fit
 from keras_structadv.training.fresh_step import FreshStep, InsideStep, TrainStep
@@ -266,12 +266,7 @@ def _check_streams(layers: Sequence[StructuredAdversary]) -> None:
 
 
 def _checked_layers(layer: Any) -> tuple[StructuredAdversary, ...]:
-    layers = tuple(layer) if isinstance(layer, (list, tuple)) else (layer,)
-    if not layers or not all(isinstance(x, StructuredAdversary) for x in layers):
-        raise ValueError(
-            f"Received layer={layer!r}. Pass an adversarial layer such as "
-            "AdversarialFlow(), or a list of them."
-        )
+    layers = as_layers(layer, "an adversarial layer such as AdversarialFlow()")
     if len({id(x) for x in layers}) < len(layers):
         raise ValueError(
             f"Received layer={layer!r}, in which one layer occurs twice. Pass two "

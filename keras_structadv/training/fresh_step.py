@@ -65,7 +65,7 @@ class FreshStep(TrainStep):
         batch = Batch.unpacked(data, self.model, self.layers)
         for layer in self.layers:
             self.measures.look_at(layer, batch.images)
-            layer.check_images(batch.images)
+            layer.check_layout(batch.images)
             if layer.rate > 0:
                 augmented = layer.augment(
                     batch.images,

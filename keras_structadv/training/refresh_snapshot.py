@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import keras
 
 from keras_structadv.checks import check_count
-from keras_structadv.layers.base import StructuredAdversary
+from keras_structadv.layers.base import StructuredAdversary, as_layers
 
 
 class RefreshSnapshot(keras.callbacks.Callback):
@@ -39,12 +39,6 @@ class RefreshSnapshot(keras.callbacks.Callback):
         every: str | int = "epoch",
     ):
         super().__init__()
-        layers = tuple(layer) if isinstance(layer, (list, tuple)) else (layer,)
-        if not layers or not all(isinstance(x, StructuredAdversary) for x in layers):
-            raise ValueError(
-                f"Received layer={layer!r}. Pass the adversarial layer of the "
-                "pipeline, or a list of them."
-            )
         if every != "epoch":
             try:
                 every = check_count("every", every)
@@ -53,7 +47,7 @@ class RefreshSnapshot(keras.callbacks.Callback):
                     f'Received every={every!r}. Pass "epoch" or a number of batches '
                     ">= 1."
                 ) from error
-        self.layers = layers
+        self.layers = as_layers(layer, "the adversarial layer of the pipeline")
         self.every = every
         self._seen = self._seen_before = self._refreshed_at = 0
 

@@ -72,7 +72,7 @@ class ReuseStep(TrainStep):
         images = ops.cast(batch.images, "float32")
         for layer in self.layers:
             self.measures.look_at(layer, images)
-            layer.check_images(images)
+            layer.check_layout(images)
         done = self._changed(images, codes, found, extras, lengths)
         for layer, augmented in zip(self.layers, done):
             batch = batch.moved(layer, augmented)
