@@ -48,6 +48,8 @@ class KeptGradients:
             self.store.clear()
         self._model = weakref.ref(model)
         self.store.restore()
+        if self.store.built:
+            return
         # Where the size of the images is known, build the table before the step is
         # traced: building it in the step would trace the step twice.
         shape = getattr(model, "input_shape", None)
