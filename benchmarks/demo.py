@@ -163,7 +163,8 @@ def main(arguments: list[str] | None = None) -> None:
             }
             name = ", ".join(x for x in (data, measured) if x)
             title = f"{name}: test accuracy ± standard error"
-            print("\n" + comparison(title, ("augmentation",), accuracies, bases))
+            measures = {"accuracy": accuracies}
+            print("\n" + comparison(title, ("augmentation",), measures, bases))
     if options.picture:
         print()
         draw(options.picture, options.small)

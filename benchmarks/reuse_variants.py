@@ -135,7 +135,8 @@ def main(arguments: list[str] | None = None) -> None:
     first = next(iter(accuracies))
     bases = {first[0]: lambda _: first}
     title = f"{options.data}: test accuracy ± standard error"
-    print("\n" + comparison(title, ("augmentation",), accuracies, bases))
+    measures = {"accuracy": accuracies}
+    print("\n" + comparison(title, ("augmentation",), measures, bases))
 
 
 if __name__ == "__main__":

@@ -5,25 +5,70 @@ import hashlib
 import itertools
 import json
 import pathlib
+import statistics
 import tomllib
 from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import keras
 
 import keras_structadv as ksa
 from experiments import datasets
-from experiments.controls import ColourJitter
+from experiments.controls import (
+    ColourJitter,
+    ComposedRandomFlow,
+    MaxNormAdversary,
+    MeanSquareAdversary,
+    RandomSignFlow,
+)
 from experiments.models import MODELS
+from experiments.table import read_records
 
 CONFIGS = pathlib.Path(__file__).parent / "configs"
-# Layer, the field of `Cell` with its arguments, kind of gradient.
+RESULTS = pathlib.Path(__file__).parent / "results"
+
+
+class Adversary(NamedTuple):
+    """What changes the training images of a cell.
+
+    Attributes:
+        kind: the layer: one of this package, or one of Keras for `tf.data`.
+        table: the field of `Cell` with its arguments.
+        gradient: `"fresh"` or `"reuse"`.
+        fixed: arguments that make the adversary what it is; a search leaves them.
+    """
+
+    kind: type
+    table: str
+    gradient: str = "fresh"
+    fixed: dict = {}
+
+
+_PGD = {"steps": 3, "random_start": True}
 ADVERSARIES = {
     "none": None,
-    "flow": (ksa.AdversarialFlow, "flow", "fresh"),
-    "flow-reused": (ksa.AdversarialFlow, "flow", "reuse"),
-    "random-flow": (ksa.RandomFlow, "flow", "fresh"),
-    "recoloring": (ksa.AdversarialRecoloring, "recoloring", "fresh"),
-    "recoloring-reused": (ksa.AdversarialRecoloring, "recoloring", "reuse"),
-    "random-recoloring": (ksa.RandomRecoloring, "recoloring", "fresh"),
-    "colour-jitter": (ColourJitter, "recoloring", "fresh"),
+    "random-flow": Adversary(ksa.RandomFlow, "flow"),
+    "random-flow-composed": Adversary(ComposedRandomFlow, "flow"),
+    "random-sign-flow": Adversary(RandomSignFlow, "flow"),
+    "flow": Adversary(ksa.AdversarialFlow, "flow"),
+    "flow-random-start": Adversary(
+        ksa.AdversarialFlow, "flow", fixed={"random_start": True}
+    ),
+    "flow-three-steps": Adversary(ksa.AdversarialFlow, "flow", fixed={"steps": 3}),
+    "flow-reused": Adversary(ksa.AdversarialFlow, "flow", "reuse"),
+    "random-recoloring": Adversary(ksa.RandomRecoloring, "recoloring"),
+    "colour-jitter": Adversary(ColourJitter, "recoloring"),
+    "recoloring": Adversary(ksa.AdversarialRecoloring, "recoloring"),
+    "recoloring-random-start": Adversary(
+        ksa.AdversarialRecoloring, "recoloring", fixed={"random_start": True}
+    ),
+    "recoloring-reused": Adversary(ksa.AdversarialRecoloring, "recoloring", "reuse"),
+    "fgsm-linf": Adversary(MaxNormAdversary, "pixel"),
+    "fgm-l2": Adversary(MeanSquareAdversary, "pixel"),
+    "pgd-linf": Adversary(MaxNormAdversary, "pixel", fixed=_PGD),
+    "pgd-l2": Adversary(MeanSquareAdversary, "pixel", fixed=_PGD),
+    "elastic-transform": Adversary(keras.layers.RandomElasticTransform, "elastic"),
+    "keras-randaugment": Adversary(keras.layers.RandAugment, "keras_randaugment"),
 }
 POLICIES = ("none", "base", "autoaugment", "randaugment")
 _AXES = ("data", "adversary", "policy")
@@ -43,9 +88,13 @@ class Cell:
         batch_size: images in a batch.
         optimizer: a name of `keras.optimizers` and its arguments; the learning rate
             follows a cosine to zero.
-        flow: arguments of `AdversarialFlow`.
-        recoloring: arguments of `AdversarialRecoloring`.
+        flow: arguments of the layers of flows.
+        recoloring: arguments of the layers of recolourings.
+        pixel: arguments of the adversaries that a norm of the pixels bounds.
+        elastic: arguments of `keras.layers.RandomElasticTransform`.
+        keras_randaugment: arguments of `keras.layers.RandAugment`.
         randaugment: arguments of `RandAugment`.
+        attack: arguments of `attack.worst_case`; empty for no attack.
         precision: dtype policy, e.g. `"mixed_bfloat16"`.
         resumable: whether each epoch saves the state to disk.
         paper: accuracy in the paper, in percent.
@@ -61,7 +110,11 @@ class Cell:
     optimizer: dict
     flow: dict = dataclasses.field(default_factory=dict)
     recoloring: dict = dataclasses.field(default_factory=dict)
+    pixel: dict = dataclasses.field(default_factory=dict)
+    elastic: dict = dataclasses.field(default_factory=dict)
+    keras_randaugment: dict = dataclasses.field(default_factory=dict)
     randaugment: dict = dataclasses.field(default_factory=dict)
+    attack: dict = dataclasses.field(default_factory=dict)
     precision: str = "float32"
     resumable: bool = False
     paper: float | None = None
@@ -83,13 +136,33 @@ class Cell:
         parts = [x for x in (self.adversary, self.policy) if x != "none"]
         return f"{self.protocol}/{self.data}/{'+'.join(parts) or 'none'}"
 
+    @property
+    def table(self) -> str | None:
+        """The field with the arguments of the adversary."""
+        adversary = ADVERSARIES[self.adversary]
+        return adversary and adversary.table
+
+    @property
+    def arguments(self) -> dict:
+        """The arguments of the adversary, as the cell sets them."""
+        return getattr(self, self.table) if self.table else {}
+
+    def with_arguments(self, **arguments: Any) -> "Cell":
+        """Returns the cell with these arguments of its adversary alone."""
+        return dataclasses.replace(self, **{self.table: arguments})
+
+    def to_search(self) -> "Cell":
+        """Returns the cell as a search begins: no arguments, no attack."""
+        return dataclasses.replace(self.with_arguments(), attack={})
+
     def digest(self) -> str:
         """A short hash of every setting that affects the result; the key of a run."""
         settings = dataclasses.asdict(self)
-        used = {"randaugment"} if "randaugment" in self.policy else set()
-        if ADVERSARIES[self.adversary] is not None:
-            used.add(ADVERSARIES[self.adversary][1])
-        unused = {"flow", "recoloring", "randaugment"} - used
+        unused = {x.table for x in ADVERSARIES.values() if x} - {self.table}
+        if "randaugment" not in self.policy:
+            unused.add("randaugment")
+        if not self.attack:
+            unused.add("attack")
         for key in ("paper", "resumable", *unused):
             del settings[key]
         text = json.dumps(settings, sort_keys=True)
@@ -103,9 +176,11 @@ def load_cells(config: str, changes: Iterable[str] = ()) -> list[Cell]:
         config: a TOML file, or its name below `experiments/configs` without ".toml".
             `extends = "FILE"` inherits the settings of another file. Lists of data,
             adversaries or policies give one cell for each combination; so do the
-            lists of each `[[grid]]`.
+            lists of each `[[grid]]`. `searched = "FILE"`, below
+            `experiments/results`, gives each adversary the arguments of its best trial
+            in this record of `experiments.search`.
         changes: `KEY=VALUE` with the value in TOML, e.g. `flow.smoothness=30`, where
-            the dot names a key of a table.
+            the dot names a key of a table. `searched=` leaves the record out.
 
     Returns:
         The cells, in the order of the file.
@@ -124,6 +199,7 @@ def load_cells(config: str, changes: Iterable[str] = ()) -> list[Cell]:
         )
     settings = _read(path)
     grids = settings.pop("grid", [{}])
+    settings.setdefault("searched", "")
     for change in changes:
         key, mark, value = change.partition("=")
         if not mark:
@@ -138,7 +214,8 @@ def load_cells(config: str, changes: Iterable[str] = ()) -> list[Cell]:
             entry = entry.setdefault(name, {})
         entry[last] = value
         grids = [{k: v for k, v in grid.items() if k != key} for grid in grids]
-    cells = []
+    cells, searched = [], settings.pop("searched")
+    trials = read_records(RESULTS / searched) if searched else []
     for grid in grids:
         given = {**settings, **grid}
         if unknown := set(given) - {field.name for field in dataclasses.fields(Cell)}:
@@ -158,7 +235,41 @@ def load_cells(config: str, changes: Iterable[str] = ()) -> list[Cell]:
             Cell(**{**given, **dict(zip(_AXES, choice))})
             for choice in itertools.product(*values)
         ]
+    if searched:
+        cells = [
+            cell.with_arguments(**best_trial(trials, cell)["settings"])
+            if cell.table
+            else cell
+            for cell in cells
+        ]
     return list({cell.name: cell for cell in cells}.values())
+
+
+def best_trial(trials: list[dict], cell: Cell) -> dict:
+    """Returns the best of the recorded trials of a cell, the first of equal ones.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    own = trials_of(trials, cell)
+    if not own:
+        raise ValueError(
+            f"Received no trial of {cell.name}. Run experiments.search with this "
+            "configuration, or pass --set searched= for the defaults."
+        )
+    return max(own, key=mean_accuracy)
+
+
+def trials_of(trials: list[dict], cell: Cell) -> list[dict]:
+    """Returns the recorded trials of a cell, whatever its adversary's arguments."""
+    digest = cell.to_search().digest()
+    own = [x for x in trials if (x["cell"], x["digest"]) == (cell.name, digest)]
+    return sorted(own, key=lambda trial: trial["trial"])
+
+
+def mean_accuracy(trial: dict) -> float:
+    """Returns the mean accuracy over the seeds of a trial."""
+    return statistics.fmean(trial["accuracies"].values())
 
 
 def _is_required(field: dataclasses.Field) -> bool:

@@ -44,6 +44,9 @@ DESCRIPTIONS = {
     "digits": Description((16, 16, 1), 10, 200, 800, False, 2, 8, 0.0),
     "digits-100": Description((16, 16, 1), 10, 100, 800, False, 2, 8, 0.0),
     "digits-500": Description((16, 16, 1), 10, 500, 800, False, 2, 8, 0.0),
+    "mnist-50": Description((28, 28, 1), 10, 50, 2000, False, 3, 14, 0.0),
+    "mnist-200": Description((28, 28, 1), 10, 200, 2000, False, 3, 14, 0.0),
+    "mnist-1000": Description((28, 28, 1), 10, 1000, 2000, False, 3, 14, 0.0),
     "glyphs": Description((28, 28, 1), 47, 282, 423, False, 3, 14, 0.0),
     "colour-glyphs": Description((28, 28, 3), 47, 1128, 470, False, 3, 14, 128.0),
 }
@@ -56,8 +59,11 @@ def load(
 
     - CIFAR and STL-10 have their own test set. The seed chooses a tenth of the training
       images for validation; with `held_out="test"` they are trained on as well.
-    - Digits and glyphs: a fixed part is the test set. The seed splits the rest into
-      training and validation.
+    - Digits: a fixed part is the test set. The seed splits the rest into training and
+      validation.
+    - MNIST: a fixed half of the 5,000 images is for tests; the seed draws 2,000 of it.
+      It splits the other half into training and validation.
+    - Glyphs: the seed draws 6 typefaces for training, 6 for validation, 9 for tests.
     - Colour glyphs: the seed chooses palettes and typefaces. Typefaces that one seed
       validates on, another seed tests on, in other colours.
 
@@ -145,15 +151,21 @@ def _digits(name: str, seed: int, held_out: str) -> tuple[Arrays, Sets]:
     return train, {"": test if held_out == "test" else validation}
 
 
+def _mnist(name: str, seed: int, held_out: str) -> tuple[Arrays, Sets]:
+    description = DESCRIPTIONS[name]
+    parts = zip(*ksa.datasets.load_mnist_5k(3000, seed=0))
+    # Test images of one seed are no training or validation images of another.
+    pool, tests = _split(tuple(np.concatenate(x) for x in parts), 2500, seed=0)
+    train, validation = _split(pool, description.train_size, seed)
+    if held_out == "validation":
+        return train, {"": validation}
+    return train, {"": _split(tests, description.test_size, seed)[0]}
+
+
 def _glyphs(_: str, seed: int, held_out: str) -> tuple[Arrays, Sets]:
-    typefaces = 12
-    pool, test = ksa.datasets.load_glyphs(typefaces)
-    # Split by typeface, so that training and validation share none.
-    pool = tuple(x.reshape(typefaces, -1, *x.shape[1:]) for x in pool)
-    train, validation = (
-        tuple(np.concatenate(x) for x in part)
-        for part in _split(pool, typefaces // 2, seed)
-    )
+    train, others = ksa.datasets.load_glyphs(6, seed)
+    end = 6 * len(ksa.datasets.CHARACTERS)
+    validation, test = zip(*((x[:end], x[end:]) for x in others))
     return train, {"": test if held_out == "test" else validation}
 
 
@@ -175,6 +187,9 @@ _EMBEDDED: dict[str, Callable] = {
     "digits": _digits,
     "digits-100": _digits,
     "digits-500": _digits,
+    "mnist-50": _mnist,
+    "mnist-200": _mnist,
+    "mnist-1000": _mnist,
     "glyphs": _glyphs,
     "colour-glyphs": _colour_glyphs,
 }

@@ -34,6 +34,28 @@ def small_cnn(
     return model
 
 
+def mnist_cnn(
+    shape: tuple[int, int, int], classes: int, *, momentum: float = 0.9
+) -> keras.Model:
+    """Builds two blocks of two normalized convolutions and a pooling.
+
+    Args:
+        shape: height, width and channels of the images.
+        classes: number of logits.
+        momentum: of the moving statistics of `BatchNormalization`.
+    """
+    model = keras.Sequential([keras.Input(shape), layers.Rescaling(1 / 255)])
+    for filters in (16, 32):
+        for _ in range(2):
+            model.add(layers.Conv2D(filters, 3, padding="same", use_bias=False))
+            model.add(layers.BatchNormalization(momentum=momentum))
+            model.add(layers.ReLU())
+        model.add(layers.MaxPooling2D())
+    model.add(layers.Flatten())
+    model.add(layers.Dense(classes))
+    return model
+
+
 def wide_resnet(
     shape: tuple[int, int, int], classes: int, *, depth: int = 32, width: int = 10
 ) -> keras.Model:
@@ -139,6 +161,7 @@ def confidences(model: keras.Model, images: Any) -> np.ndarray:
 
 MODELS = {
     "small-cnn": small_cnn,
+    "mnist-cnn": mnist_cnn,
     "wide-resnet": wide_resnet,
     "efficientnet-b0": efficientnet_b0,
 }

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import dataclasses
+import functools
 import multiprocessing
 import pathlib
 import time
@@ -13,10 +14,12 @@ import numpy as np
 
 import keras_structadv as ksa
 from experiments import datasets
+from experiments.attack import worst_case
 from experiments.base_augmentation import base_augmentation
 from experiments.cells import ADVERSARIES, Cell
 from experiments.models import MODELS
 from experiments.policies import AutoAugment, RandAugment
+from keras_structadv.layers.base import StructuredAdversary
 
 _SMOKE_BATCH = 4
 _TASKS = 25  # of a worker process
@@ -59,13 +62,21 @@ def adversarial(cell: Cell, seed: int, **store: Any) -> list[keras.callbacks.Cal
         seed: seed of the fields.
         **store: arguments of the `GradientStore`, if gradients are reused.
     """
-    if ADVERSARIES[cell.adversary] is None:
+    layer, adversary = layer_of(cell, seed), ADVERSARIES[cell.adversary]
+    if not isinstance(layer, StructuredAdversary):
         return []
-    kind, table, gradient = ADVERSARIES[cell.adversary]
-    layer = kind(**getattr(cell, table), seed=seed)
+    gradient = adversary.gradient
     if gradient == "reuse":
         gradient = ksa.GradientStore(**store)
     return [ksa.AdversarialTraining(layer, gradient=gradient)]
+
+
+def layer_of(cell: Cell, seed: int) -> keras.layers.Layer | None:
+    """The layer of a cell's adversary."""
+    adversary = ADVERSARIES[cell.adversary]
+    if adversary is None:
+        return None
+    return adversary.kind(**{**adversary.fixed, **cell.arguments}, seed=seed)
 
 
 def train(
@@ -96,7 +107,7 @@ def train(
 
     Returns:
         The model, and its record as JSON holds it: the cell, the accuracy on each set,
-        the last entry of each list in `History`.
+        also under attack, the last entry of each list in `History`.
     """
     begin = time.time()
     if smoke:
@@ -120,6 +131,7 @@ def train(
         getattr(keras.optimizers, name)(rate, **optimizer),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
+        jit_compile=_jit(),
     )
     store = {"capacity": max(_CAPACITY, 4 * len(x))}
     called = []
@@ -131,7 +143,7 @@ def train(
             keras.callbacks.BackupAndRestore(state, double_checkpoint=True, **kept)
         ]
     called += callbacks(cell, seed, **store)
-    batches = shuffled(x, y, cell.batch_size, seed)
+    batches = shuffled(x, y, cell.batch_size, seed, mapped(cell, seed))
     history = built.fit(
         batches, epochs=cell.epochs, verbose=verbose, callbacks=called, shuffle=False
     ).history
@@ -139,11 +151,16 @@ def train(
         key: built.evaluate(*arrays, max(cell.batch_size, 256), verbose=0)[1]
         for key, arrays in sets.items()
     }
+    worst = {
+        key: worst_case(built, *arrays, **cell.attack, seed=seed)
+        for key, arrays in (sets if cell.attack else {}).items()
+    }
     return built, {
         "cell": cell.name,
         "seed": seed,
         "held_out": held_out,
         "accuracy": measured,
+        **({"worst_case": worst} if worst else {}),
         "history": {k: v[-1] for k, v in history.items() if v},
         "paper": cell.paper,
         "digest": cell.digest(),
@@ -153,16 +170,56 @@ def train(
     }
 
 
-def shuffled(x: np.ndarray, y: np.ndarray, batch_size: int, seed: int) -> Any:
+def _jit() -> str | bool:
+    """Whether to compile steps by XLA.
+
+    On CPUs that takes as long as half of a small run, and TensorFlow's own kernels are
+    faster.
+    """
+    tensorflow = keras.backend.backend() == "tensorflow"
+    return (
+        False if tensorflow and not keras.distribution.list_devices("gpu") else "auto"
+    )
+
+
+def mapped(cell: Cell, seed: int) -> Callable[[Any], Any] | None:
+    """The layer of Keras that augments a cell's images one by one.
+
+    For a batch, `RandomElasticTransform` draws one scale and `RandAugment` one list of
+    operations.
+    """
+    layer = layer_of(cell, seed)
+    if layer is None or isinstance(layer, StructuredAdversary):
+        return None
+    return functools.partial(layer, training=True)
+
+
+def shuffled(
+    x: np.ndarray,
+    y: np.ndarray,
+    batch_size: int,
+    seed: int,
+    change: Callable[[Any], Any] | None = None,
+) -> Any:
     """Batches in a new order in each epoch; the seed fixes the orders.
 
     After `keras.utils.set_random_seed`, `fit` with arrays repeats the same batches in
     every epoch.
+
+    Args:
+        x: images.
+        y: labels.
+        batch_size: images in a batch.
+        seed: seed of the orders.
+        change: what becomes of each image, if anything.
     """
     import tensorflow as tf
 
     data = tf.data.Dataset.from_tensor_slices((x, y))
     data = data.shuffle(len(x), seed=seed, reshuffle_each_iteration=True)
+    if change is not None:
+        # One after the other, so that the draws are those of the seed.
+        data = data.map(lambda image, label: (change(image), label))
     return data.batch(batch_size).prefetch(2)
 
 

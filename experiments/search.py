@@ -1,102 +1,187 @@
-"""Searches the hyperparameters of an adversary on the validation set, with Optuna.
+"""Searches the arguments of every adversary of a table on validation sets, with Optuna.
 
-    python -m experiments.search --config table1/cifar10-flow-base [--trials 40]
-        [--seeds 1] [--storage search.db] [--set KEY=VALUE ...] [--smoke]
+    python -m experiments.search --config small/mnist-200 [...] [--trials 12]
+        [--seeds 2] [--results FILE] [--set KEY=VALUE ...] [--workers 2] [--smoke]
 
-A database holds the study, so that an interrupted search resumes and several processes
-or machines can share one. Trials use the validation set and seeds that no table uses.
+All rows get the same number of trials and of seeds, which no table uses. The first
+trial has the defaults of the layer. Each trial adds a line of JSON to the results, in
+which `searched = "FILE"` of a configuration finds the best. Recorded trials are not
+repeated.
 """
 
 import argparse
+import functools
+import json
+import pathlib
 import statistics
+import zlib
+from typing import Any
 
 import optuna
 
-from experiments.cells import ADVERSARIES, Cell, load_cells
+from experiments.cells import (
+    RESULTS,
+    Cell,
+    best_trial,
+    load_cells,
+    mean_accuracy,
+    trials_of,
+)
 from experiments.datasets import DESCRIPTIONS
-from experiments.runs import train
+from experiments.runs import run_all, train
+from experiments.table import append_record, read_records
 
 FIRST_SEED = 1000
 
 
-def suggest(trial: optuna.Trial, cell: Cell) -> list[str]:
-    """Draws the settings of a trial, as `KEY=VALUE` for `load_cells`.
+def space(cell: Cell) -> dict[str, optuna.distributions.BaseDistribution]:
+    """The range of each parameter of a cell, the same for random and adversarial rows.
 
-    The ranges of displacement and smoothness scale with the size of the images.
-
-    Args:
-        trial: the trial that draws the values.
-        cell: the cell whose adversary is searched.
-
-    Raises:
-        ValueError: if the cell has no adversary.
+    Displacement and smoothness scale with the size of the images: to a third of the
+    side and to twice its square.
     """
-    if ADVERSARIES[cell.adversary] is None:
-        raise ValueError(
-            f"Received the cell {cell.name}, which has no adversary. Pass a cell with "
-            "one."
-        )
-    table = ADVERSARIES[cell.adversary][1]
     side = DESCRIPTIONS[cell.data].shape[0]
-    if table == "flow":
-        values = {
-            "max_displacement": trial.suggest_float(
-                "max_displacement", side / 32, side / 4, log=True
-            ),
-            "smoothness": trial.suggest_float(
-                "smoothness", side**2 / 100, 2 * side**2, log=True
-            ),
-        }
-    else:
-        values = {
-            "magnitude": trial.suggest_float("magnitude", 0.02, 0.8, log=True),
-            "coherence": trial.suggest_float("coherence", 0.1, 10, log=True),
-        }
-    values["rate"] = trial.suggest_float("rate", 0.25, 1.0, step=0.25)
-    return [f"{table}.{key}={value:.4g}" for key, value in values.items()]
+    real = functools.partial(optuna.distributions.FloatDistribution, log=True)
+    choice = optuna.distributions.CategoricalDistribution
+    rate = optuna.distributions.FloatDistribution(0.25, 1.0, step=0.25)
+    ranges: dict = {
+        "flow": {
+            "max_displacement": real(side / 32, side / 3),
+            "smoothness": real(side**2 / 100, 2 * side**2),
+            "rate": rate,
+        },
+        "recoloring": {
+            "magnitude": real(0.02, 0.8),
+            "coherence": real(0.1, 10),
+            "rate": rate,
+        },
+        "pixel": {
+            "magnitude": real(0.005, 0.3),
+            "fixed": choice([False, True]),
+            "rate": rate,
+        },
+        "elastic": {
+            "scale": real(0.1, 1.0),
+            "fixed": choice([False, True]),
+            "rate": rate,
+        },
+        "keras_randaugment": {
+            "factor": real(0.02, 1.0),
+            "num_ops": optuna.distributions.IntDistribution(1, 3),
+        },
+    }
+    found = ranges[cell.table]
+    if cell.adversary == "flow-three-steps":
+        found["random_start"] = choice([False, True])
+    elif cell.adversary == "flow-random-start":
+        # Of the strength of the flow, or in pixels.
+        found["random_start"] = choice([True, side / 8, side / 4, side / 3])
+    elif cell.adversary == "recoloring-random-start":
+        found["random_start"] = choice([True, 0.2, 0.5, 0.8])
+    return found
+
+
+def arguments_of(cell: Cell, drawn: dict) -> dict:
+    """The arguments of a cell's adversary for what was drawn from its space."""
+    given: dict[str, Any] = {
+        key: float(f"{value:.4g}") if isinstance(value, float) else value
+        for key, value in drawn.items()
+    }
+    if cell.table == "elastic":
+        given["factor"] = [given["rate"]] * 2  # a probability
+        del given["rate"]
+    if given.pop("fixed", False):  # not drawn for each image
+        name = "scale" if cell.table == "elastic" else "magnitude"
+        given[name] = [given[name]] * 2
+    return given
+
+
+def proposed(cell: Cell, trials: list[dict]) -> dict:
+    """What the next trial of a cell draws: nothing in the first, then by Optuna.
+
+    The number of the trial is the seed, so that a resumed search is the same.
+    """
+    if not trials:
+        return {}
+    seed = zlib.crc32(f"{cell.name} {len(trials)}".encode())
+    study = optuna.create_study(
+        direction="maximize",
+        sampler=optuna.samplers.TPESampler(n_startup_trials=6, seed=seed),
+    )
+    ranges = space(cell)
+    for trial in trials[1:]:
+        study.add_trial(
+            optuna.create_trial(
+                params=trial["drawn"],
+                distributions=ranges,
+                value=mean_accuracy(trial),
+            )
+        )
+    return study.ask(ranges).params
+
+
+def _accuracy(job: tuple[Cell, int], smoke: bool) -> float:
+    """The mean accuracy on the validation sets."""
+    record = train(*job, held_out="validation", smoke=smoke)[1]
+    return statistics.fmean(record["accuracy"].values())
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs the missing trials and prints the best of all."""
+    """Runs the missing trials and prints the best of each row."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config", required=True, help="one cell")
-    parser.add_argument("--trials", type=int, default=40)
-    parser.add_argument("--seeds", type=int, default=1, help="runs of each trial")
-    parser.add_argument("--storage", default="search.db", help="file of the database")
+    parser.add_argument("--config", nargs="+", required=True, help="rows to search")
+    parser.add_argument("--trials", type=int, default=12, help="of each row")
+    parser.add_argument("--seeds", type=int, default=2, help="runs of each trial")
+    parser.add_argument(
+        "--results", type=pathlib.Path, default=RESULTS / "search.jsonl"
+    )
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--workers", type=int, default=2, help="processes on CPUs")
     parser.add_argument("--smoke", action="store_true", help="two steps, few images")
     options = parser.parse_args(arguments)
-    (cell,) = load_cells(options.config, options.set)
-    name = f"{cell.name}-{cell.digest()}-{options.seeds}"
-    study = optuna.create_study(
-        study_name=f"{name}-smoke" if options.smoke else name,
-        storage=f"sqlite:///{options.storage}",
-        load_if_exists=True,
-        direction="maximize",
-        sampler=optuna.samplers.TPESampler(),  # with a seed, resuming repeats trials
-    )
-
-    def objective(trial: optuna.Trial) -> float:
-        changes = suggest(trial, cell)
-        trial.set_user_attr("settings", changes)
-        (changed,) = load_cells(options.config, [*options.set, *changes])
-        accuracies = []
-        for seed in range(FIRST_SEED, FIRST_SEED + options.seeds):
-            record = train(changed, seed, held_out="validation", smoke=options.smoke)[1]
-            accuracies += record["accuracy"].values()
-        return statistics.fmean(accuracies)
-
-    complete = [optuna.trial.TrialState.COMPLETE]
-    ended = len(study.get_trials(states=complete))
-    missing = max(0, options.trials - ended)
-    print(f"{ended} trials are there, {missing} to do", flush=True)
-    # Other processes may work on the same study.
-    stop = optuna.study.MaxTrialsCallback(options.trials, states=complete)
-    study.optimize(objective, missing, callbacks=[stop], show_progress_bar=True)
-    print(f"\nbest validation accuracy {study.best_value:.4f}, with")
-    print(f"    --set {' '.join(study.best_trial.user_attrs['settings'])}")
+    changes = [*options.set, "searched="]
+    cells = [x for config in options.config for x in load_cells(config, changes)]
+    cells = [x.to_search() for x in cells if x.table]
+    if not cells:
+        raise ValueError("Received no cell with an adversary. Pass one.")
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    records = [] if options.smoke else read_records(options.results)
+    measure = functools.partial(_accuracy, smoke=options.smoke)
+    seeds = range(FIRST_SEED, FIRST_SEED + options.seeds)
+    tasks = None if options.workers == 1 else 25
+    for number in range(options.trials):
+        # One trial of every row at a time, because a trial depends on those before it.
+        running, jobs = {}, []
+        for cell in cells:
+            done = trials_of(records, cell)
+            if len(done) > number:
+                continue
+            drawn = proposed(cell, done)
+            tried = cell.with_arguments(**arguments_of(cell, drawn))
+            running[tried.digest()] = {
+                "cell": cell.name,
+                "digest": cell.digest(),
+                "trial": number,
+                "drawn": drawn,
+                "settings": tried.arguments,
+                "accuracies": {},
+            }
+            jobs += [(tried, seed) for seed in seeds]
+        print(f"trial {number}: {len(jobs)} runs to do", flush=True)
+        for (tried, seed), accuracy in run_all(jobs, measure, options.workers, tasks):
+            record = running[tried.digest()]
+            record["accuracies"][str(seed)] = accuracy
+            if len(record["accuracies"]) == len(seeds):
+                records.append(record)
+                if not options.smoke:
+                    append_record(options.results, record)
+    print("\nbest validation accuracy")
+    for cell in cells:
+        best = best_trial(records, cell)
+        settings = json.dumps(best["settings"])
+        print(f"{cell.name}: {mean_accuracy(best):.4f} with {settings}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Prints tables of recorded runs: means, standard errors, paired differences.
+"""Prints tables of recorded runs: means, errors, paired differences, corrected p.
 
-python -m experiments.table FILE [...] [--held-out test]
+python -m experiments.table FILE [...] [--held-out test] [--control ADVERSARY]
 """
 
 import argparse
@@ -9,14 +9,21 @@ import pathlib
 from collections.abc import Callable, Iterable
 
 import numpy as np
+import scipy.stats
 
-# The random row of the same structure and size for each adversarial row.
+# The random row of the same structure for each adversarial row.
 CONTROLS = {
-    "flow": "random-flow",
-    "flow-reused": "random-flow",
-    "recoloring": "random-recoloring",
-    "recoloring-reused": "random-recoloring",
+    **dict.fromkeys(
+        ("flow", "flow-random-start", "flow-three-steps", "flow-reused"), "random-flow"
+    ),
+    **dict.fromkeys(
+        ("recoloring", "recoloring-random-start", "recoloring-reused"),
+        "random-recoloring",
+    ),
 }
+
+# Accuracies by seed, by the labels of a row.
+Rows = dict[tuple[str, ...], dict[int, float]]
 
 
 def read_records(path: pathlib.Path) -> list[dict]:
@@ -43,78 +50,123 @@ def append_record(path: pathlib.Path, record: dict) -> None:
         file.write(json.dumps(record) + "\n")
 
 
-def mean_and_error(values: Iterable[float], form: str = "{:.4f}") -> str:
+def mean_and_error(
+    values: Iterable[float], form: str = "{:.4f}", p: float | None = None
+) -> str:
     """Formats a mean with its standard error; for differences, with t.
 
     Args:
         values: one for each seed.
         form: format of the mean; a sign, `{:+`, marks differences.
+        p: the corrected p of the t, if it is to be told.
     """
     values = np.asarray(list(values))
     if len(values) < 2:
         return " ".join(form.format(x) for x in values)
-    error = values.std(ddof=1) / np.sqrt(len(values))
-    text = f"{form.format(values.mean())} ± {error:.4f}"
-    if form.startswith("{:+"):
-        # No t if all values agree to rounding.
-        text += f" (t {values.mean() / error:.1f})" if error > 1e-6 else ""
+    text = f"{form.format(values.mean())} ± {_error(values):.4f}"
+    if form.startswith("{:+") and (test := t_and_p(values)):
+        told = "" if p is None else ", p < .001" if p < 0.001 else f", p {p:.3f}"
+        text += f" (t {test[0]:.1f}{told})"
     return text
 
 
-def difference(ours: dict[int, float], theirs: dict[int, float]) -> str:
-    """Formats the paired difference of two rows; `""` for a row with itself.
+def differences(ours: dict[int, float], theirs: dict[int, float]) -> np.ndarray:
+    """The paired differences of two rows, empty for a row with itself.
 
     Args:
         ours: accuracies by seed.
         theirs: accuracies to subtract; only seeds of both rows count.
     """
-    seeds = sorted(set(ours) & set(theirs))
-    if ours is theirs or not seeds:
-        return ""
-    return mean_and_error((ours[s] - theirs[s] for s in seeds), "{:+.4f}")
+    seeds = [] if ours is theirs else sorted(set(ours) & set(theirs))
+    return np.array([ours[s] - theirs[s] for s in seeds])
+
+
+def t_and_p(values: np.ndarray) -> tuple[float, float] | None:
+    """The t and two-sided p of paired differences.
+
+    `None` for a single seed, or where all differences agree to rounding.
+    """
+    if len(values) < 2 or _error(values) <= 1e-6:
+        return None
+    t = values.mean() / _error(values)
+    return float(t), float(2 * scipy.stats.t.sf(abs(t), len(values) - 1))
+
+
+def holm(values: list[float]) -> list[float]:
+    """Corrects the p of several tests by Holm's method, in their order."""
+    corrected, largest = [0.0] * len(values), 0.0
+    for rank, place in enumerate(np.argsort(values)):
+        largest = max(largest, min(1.0, (len(values) - rank) * values[place]))
+        corrected[place] = largest
+    return corrected
+
+
+def _error(values: np.ndarray) -> float:
+    return values.std(ddof=1) / np.sqrt(len(values))
 
 
 def comparison(
     title: str,
     heads: tuple[str, ...],
-    rows: dict[tuple[str, ...], dict[int, float]],
+    measures: dict[str, Rows],
     bases: dict[str, Callable[[tuple[str, ...]], tuple[str, ...] | None]],
     notes: dict[str, dict[tuple[str, ...], str]] | None = None,
 ) -> str:
     """Formats a table of accuracies and their paired differences to other rows.
 
+    Each p is corrected for all differences of the table.
+
     Args:
         title: line above the table.
         heads: head of each label of a row.
-        rows: accuracies by seed, by the labels of the row.
+        measures: for each kind of accuracy its rows; the first has all of them.
         bases: for each column of differences, a function from the labels of a row to
             those of the row to subtract, or `None`.
         notes: for each further column, its entries by the labels of the row.
     """
-    notes = notes or {}
-    heads = [*heads, "seeds", "accuracy", *(f"minus {name}" for name in bases), *notes]
+    notes, (first, *_) = notes or {}, measures.values()
+    found = {
+        (name, labels, base): differences(rows[labels], rows.get(of(labels), {}))
+        for name, rows in measures.items()
+        for labels in rows
+        for base, of in bases.items()
+    }
+    tests = {key: test[1] for key, x in found.items() if (test := t_and_p(x))}
+    corrected = dict(zip(tests, holm([*tests.values()])))
+
+    heads = [*heads, "seeds"]
+    for name in measures:
+        heads += [name, *(f"minus {base}" for base in bases)]
+    heads += notes
     lines = [title, "", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    for labels, ours in rows.items():
-        cells = [*labels, str(len(ours)), mean_and_error(ours.values())]
-        cells += [
-            difference(ours, rows.get(base(labels), {})) for base in bases.values()
-        ]
+    for labels in first:
+        cells = [*labels, str(len(first[labels]))]
+        for name, rows in measures.items():
+            cells.append(mean_and_error(rows.get(labels, {}).values()))
+            keys = [(name, labels, base) for base in bases]
+            cells += [
+                mean_and_error(found.get(key, ()), "{:+.4f}", corrected.get(key))
+                for key in keys
+            ]
         cells += [note.get(labels, "") for note in notes.values()]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def markdown(records: list[dict]) -> str:
+def markdown(records: list[dict], control: str | None = None) -> str:
     """Formats records as tables, one for each data set and set to measure on.
 
     Each row is a cell, with its paired differences to the same policy without an
-    adversary and to the random field of the same structure and size. A cell with
-    several settings has a row for each, marked by the digest.
+    adversary and to a control. Where models were attacked, the worst case by both
+    attacks stands beside the clean accuracy, and each attack by itself in a second
+    table. A cell with several settings has a row for each, marked by the digest.
 
     Args:
         records: as `runs.train` returns them.
+        control: the adversary whose row all others are compared with. `None` for the
+            random field of the same structure, as far as there is one.
     """
-    tables, paper = {}, {}
+    tables, attacks, paper = {}, {}, {}
     digests = {}
     for record in records:
         digests.setdefault(record["cell"], set()).add(record["digest"])
@@ -126,25 +178,42 @@ def markdown(records: list[dict]) -> str:
         for measured, accuracy in record["accuracy"].items():
             title = (settings["protocol"], settings["data"], measured)
             title = ", ".join(x for x in title if x)
-            row = tables.setdefault(title, {}).setdefault(labels, {})
-            row[record["seed"]] = accuracy
+            measures = tables.setdefault(title, {})
+            _note(measures, "accuracy", labels, record["seed"], accuracy)
+            worst = record.get("worst_case", {}).get(measured, {})
+            for attack, by_strength in worst.items():
+                both = attack == "both"
+                into = measures if both else attacks.setdefault(title, {})
+                name = "worst case" if both else f"by {attack}"
+                for strength, value in by_strength.items():
+                    head = f"{name}, {strength}"
+                    _note(into, head, labels, record["seed"], value)
             if record["paper"] is not None:
                 notes = paper.setdefault(title, {})
                 notes[labels] = f"{record['paper'] / 100:.4f}"
+
+    def control_of(labels: tuple[str, ...]) -> tuple[str, ...]:
+        return (control or CONTROLS.get(labels[0]), labels[1])
+
     bases = {
         "none": lambda labels: ("none", labels[1]),
-        "random": lambda labels: (CONTROLS.get(labels[0]), labels[1]),
+        control or "random": control_of,
     }
-    return "\n\n".join(
-        comparison(
-            title,
-            ("adversary", "policy"),
-            rows,
-            bases,
-            {"the paper's": paper[title]} if title in paper else None,
-        )
-        for title, rows in tables.items()
-    )
+    heads = ("adversary", "policy")
+    texts = []
+    for title, measures in tables.items():
+        notes = {"the paper's": paper[title]} if title in paper else None
+        texts.append(comparison(title, heads, measures, bases, notes))
+        if title in attacks:
+            apart = f"{title}, each attack"
+            texts.append(comparison(apart, heads, attacks[title], {}))
+    return "\n\n".join(texts)
+
+
+def _note(
+    measures: dict[str, Rows], name: str, labels: tuple, seed: int, value: float
+) -> None:
+    measures.setdefault(name, {}).setdefault(labels, {})[seed] = value
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -152,9 +221,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("files", nargs="+", type=pathlib.Path)
     parser.add_argument("--held-out", default="test", choices=("test", "validation"))
+    parser.add_argument("--control", help="adversary to compare with; default random")
     options = parser.parse_args(arguments)
     records = [r for file in options.files for r in read_records(file)]
-    print(markdown([r for r in records if r["held_out"] == options.held_out]))
+    records = [r for r in records if r["held_out"] == options.held_out]
+    print(markdown(records, options.control))
 
 
 if __name__ == "__main__":

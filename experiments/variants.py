@@ -49,7 +49,7 @@ def report(records: list[dict], data: str) -> str:
         comparison(
             ", ".join(x for x in (data, measured, "validation set") if x),
             ("variant",),
-            _sorted(rows),
+            {"accuracy": _sorted(rows)},
             bases,
         )
         for measured, rows in tables.items()

