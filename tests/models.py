@@ -5,6 +5,7 @@ import numpy as np
 from keras import layers, ops
 
 import keras_structadv as ksa
+from keras_structadv.layers.binding import Binding
 from keras_structadv.training.fit import Fit
 
 
@@ -114,6 +115,12 @@ def recolor(**kwargs):
     )
 
 
+def bind_as_fit_does(layer, model):
+    """Binds a layer as the callback does: it takes the statistics of the batch."""
+    layer.binding = Binding(model, in_training=True)
+    return layer
+
+
 def reuse(layer=None, **kwargs):
     return ksa.AdversarialTraining(
         layer or ksa.AdversarialFlow(1.0, seed=1), gradient="reuse", **kwargs
@@ -135,7 +142,7 @@ class Recorder(ksa.AdversarialFlow):
 
 def one_step_by_hand(model, images, labels, sample_weight=None, **kwargs):
     """Trains on a batch that the layer augmented outside of the train step."""
-    moved = layer(**kwargs).bind(model)(images, labels)[0]
+    moved = bind_as_fit_does(layer(**kwargs), model)(images, labels)[0]
     model.train_on_batch(ops.convert_to_numpy(moved), labels, sample_weight)
 
 

@@ -27,8 +27,9 @@ NAMES = [
     "visualization",
 ]
 COMMON = (
-    "rate=0.5, target=None, steps=1, loss=None, value_range=(0, 255), seed=None, "
-    "data_format=None, bounding_box_format=None, name=None, dtype=None"
+    "rate=0.5, target=None, steps=1, step_size=None, random_start=False, loss=None, "
+    "value_range=(0, 255), seed=None, data_format=None, bounding_box_format=None, "
+    "name=None, dtype=None"
 )
 RANDOM = (
     "rate=0.5, value_range=(0, 255), seed=None, data_format=None, "
@@ -101,6 +102,7 @@ STAGES = [
         "layers.contract",
         "layers.selection",
         "layers.layout",
+        "layers.steps",
         "layers.value_range",
     },
     {"layers.passes", "layers.masks_boxes_points"},

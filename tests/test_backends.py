@@ -90,9 +90,9 @@ def values():
             colours[:2, :8, :8], colour_gradients[:2, :8, :8], rank=6
         ),
         "fingerprints": fingerprint(ops.convert_to_tensor(x)),
-        "layer, three steps": fixed(ksa.AdversarialFlow, steps=3).bind(network())(x, y)[
-            0
-        ],
+        "layer, three steps": ksa.AdversarialFlow(
+            (6.0, 6.0), rate=1.0, steps=3, step_size=1 / 3
+        ).bind(network())(x, y)[0],
         "layer, recolouring": fixed(ksa.AdversarialRecoloring).bind(network(3))(
             colours, y
         )[0],

@@ -17,6 +17,8 @@ COMMON = {
     "rate": 0.25,
     "target": "random",
     "steps": 3,
+    "step_size": 0.5,
+    "random_start": (0.1, 0.2),
     "loss": "sparse_categorical_crossentropy",
     "value_range": (-1, 1),
     "seed": 7,
@@ -566,6 +568,8 @@ BAD = {
     None: {
         "rate": [-0.1, 1.1, float("nan"), None, "half"],
         "steps": [-1, 0, 1.0, None, "two"],
+        "step_size": [0, -1, float("nan"), float("inf"), "1", True],
+        "random_start": [None, -1, float("nan"), "yes", (2, 1), ()],
         "target": ["wrong", 3, True],
         "value_range": [None, 1, (0,), (1, 1), (0, float("inf")), ("a", "b")],
         "seed": [1.5, "seven"],
@@ -628,8 +632,8 @@ def test_repeating_makes_the_attack_stronger(kind, trained):
     model, x, y = trained
     x, y = x[:128], y[:128]
     shares = []
-    for steps in (1, 4):
-        layer = kind(**strength(kind, 0.7), rate=1.0, seed=0, steps=steps)
+    for steps in (1, 10):
+        layer = kind(**strength(kind, 1.5), rate=1.0, seed=0, steps=steps)
         shares.append(accuracy(model, numpy(layer.bind(model)(x, y)[0]), y))
     assert shares[1] < shares[0] - 0.05
 

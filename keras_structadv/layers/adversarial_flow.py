@@ -12,9 +12,11 @@ from keras_structadv.flow import (
     flow_code,
     flow_from_code,
     longest_displacement,
+    random_flow,
 )
 from keras_structadv.layers.base import StructuredAdversary
 from keras_structadv.layers.masks_boxes_points import is_mask, move_annotations
+from keras_structadv.layers.steps import Start
 from keras_structadv.scaling import is_zero
 from keras_structadv.warp import compose_flows, dense_image_warp
 
@@ -27,9 +29,9 @@ class AdversarialFlow(StructuredAdversary):
     identity.
 
     Args:
-        max_displacement: the longest displacement, in pixels, of each of the `steps`.
-            A number `m` draws it for each image from U(0, m), a pair `(low, high)`
-            from U(low, high).
+        max_displacement: the longest displacement of a flow, in pixels. A number `m`
+            draws it for each image from U(0, m), a pair `(low, high)` from
+            U(low, high).
         smoothness: gamma of eq. 12, >= 0, in squared pixels.
         alpha: `None` scales each flow to its drawn displacement. A number > 0 gives
             eq. 15 as it stands, scaled only where it is longer than that.
@@ -39,8 +41,14 @@ class AdversarialFlow(StructuredAdversary):
             computed for `ceil(rate * batch)` images only.
         target: `None` to ascend the loss of the true label; `"most_confident_wrong"`
             or `"random"` to descend the loss of a wrong one.
-        steps: how often gradient, solve and application are repeated, >= 1; each
-            repetition has the full strength.
+        steps: how often gradient, solve and application are repeated, >= 1. The
+            longest displacement bounds the whole flow.
+        step_size: the size of each step, > 0, as a fraction of the strength. `None`
+            for 1 with one step, 2.5 / steps with several.
+        random_start: `True` to start from a random flow of the drawn displacement,
+            where the first gradient is then taken. A number or a pair draws the
+            displacement of the start from a range of its own, which adds to the
+            budget.
         loss: a loss as `model.compile` takes it; `None` for the model's own.
         value_range: the lowest and the highest value of the images.
         seed: integer; `None` for a random one.
@@ -91,6 +99,8 @@ class AdversarialFlow(StructuredAdversary):
         rate: float = 0.5,
         target: str | None = None,
         steps: int = 1,
+        step_size: float | None = None,
+        random_start: Start = False,
         loss: Any = None,
         value_range: tuple[float, float] = (0, 255),
         seed: int | None = None,
@@ -104,6 +114,8 @@ class AdversarialFlow(StructuredAdversary):
             rate=rate,
             target=target,
             steps=steps,
+            step_size=step_size,
+            random_start=random_start,
             loss=loss,
             value_range=value_range,
             seed=seed,
@@ -140,6 +152,15 @@ class AdversarialFlow(StructuredAdversary):
             max_displacement=strength,
             alpha=self.alpha,
             solver=self.solver,
+        )
+
+    def random_field(self, images: Any, strength: Any, **extra: Any) -> Any:
+        """Returns random flows of the same smoothness, (batch, height, width, 2)."""
+        return random_flow(
+            images,
+            smoothness=self.smoothness,
+            max_displacement=strength,
+            seed=self.noise_generator,
         )
 
     def compose(self, first: Any, second: Any) -> Any:
@@ -186,7 +207,7 @@ class AdversarialFlow(StructuredAdversary):
 
     def measure(self, images: Any, changed: Any, field: Any, strength: Any) -> Any:
         """Returns the longest displacement of each flow, float32, (batch,), pixels."""
-        if self.alpha is None and self.steps == 1:
+        if self.alpha is None and self.plan.is_single:
             return ops.where(is_zero(field), 0.0, strength)  # as it was made
         return self.size_of(field)
 

@@ -8,6 +8,7 @@ from keras import ops
 
 from keras_structadv.backends import shared
 from keras_structadv.layers.base import StructuredAdversary
+from keras_structadv.layers.steps import Start
 from keras_structadv.recoloring import (
     adversarial_recoloring,
     check_recoloring_arguments,
@@ -28,7 +29,7 @@ class AdversarialRecoloring(StructuredAdversary):
 
     Args:
         magnitude: root mean square of the perturbation, as a fraction of the value
-            range, of each of the `steps`. A number `m` draws it for each image from
+            range. A number `m` draws it for each image from
             U(0, m), a pair `(low, high)` from U(low, high).
         coherence: weight of the term that ties neighbours with no edge between them,
             >= 0. Zero is the paper's own operator, damped; its perturbations are noise.
@@ -46,8 +47,14 @@ class AdversarialRecoloring(StructuredAdversary):
             computed for `ceil(rate * batch)` images only.
         target: `None` to ascend the loss of the true label; `"most_confident_wrong"`
             or `"random"` to descend the loss of a wrong one.
-        steps: how often gradient, solve and application are repeated, >= 1; each
-            repetition has the full strength.
+        steps: how often gradient, solve and application are repeated, >= 1. The
+            magnitude bounds the whole perturbation.
+        step_size: the size of each step, > 0, as a fraction of the strength. `None`
+            for 1 with one step, 2.5 / steps with several.
+        random_start: `True` to start from a random recolouring of the drawn magnitude,
+            where the first gradient is then taken. A number or a pair draws the
+            magnitude of the start from a range of its own, which adds to the
+            budget.
         loss: a loss as `model.compile` takes it; `None` for the model's own.
         value_range: the lowest and the highest value of the images: `(0, 1)` for
             images scaled to [0, 1]. Magnitudes are fractions of it.
@@ -105,6 +112,8 @@ class AdversarialRecoloring(StructuredAdversary):
         rate: float = 0.5,
         target: str | None = None,
         steps: int = 1,
+        step_size: float | None = None,
+        random_start: Start = False,
         loss: Any = None,
         value_range: tuple[float, float] = (0, 255),
         seed: int | None = None,
@@ -118,6 +127,8 @@ class AdversarialRecoloring(StructuredAdversary):
             rate=rate,
             target=target,
             steps=steps,
+            step_size=step_size,
+            random_start=random_start,
             loss=loss,
             value_range=value_range,
             seed=seed,
@@ -159,15 +170,32 @@ class AdversarialRecoloring(StructuredAdversary):
         **extra: Any,
     ) -> Any:
         """Returns the perturbation, float32, the shape of the images."""
+        return self._solve(images, gradients, strength, basis, self.lam)
+
+    def random_field(
+        self, images: Any, strength: Any, basis: Any = None, **extra: Any
+    ) -> Any:
+        """Returns the perturbations that noise makes in the place of a gradient."""
+        noise = keras.random.normal(ops.shape(images), seed=self.noise_generator)
+        return self._solve(images, noise, strength, basis, None)
+
+    def _solve(
+        self,
+        images: Any,
+        gradients: Any,
+        strength: Any,
+        basis: Any,
+        lam: float | None,
+    ) -> Any:
         if basis is not None:
-            solve = shared(_from_basis, lam=self.lam, value_range=self.value_range)
+            solve = shared(_from_basis, lam=lam, value_range=self.value_range)
             return solve(gradients, strength, basis)
         solve = shared(
             _solved,
             coherence=self.coherence,
             damping=self.damping,
             edge_scale=self.edge_scale,
-            lam=self.lam,
+            lam=lam,
             rank=self.rank,
             rtol=self.rtol,
             max_iterations=self.max_iterations,

@@ -56,11 +56,11 @@ class Adversary(Hooks):
         originals, labels, targets, extra = (
             selection.pick(x) for x in (whole, labels, targets, extra or {})
         )
-        drawn = self.draw_strength(ops.shape(originals)[0])
-        drawn = strength * selection.active * drawn
         pack = pack and functools.partial(pack, chosen=selection.places)
+        factor = strength * selection.active
+        drawn = factor * self.draw_strength(ops.shape(originals)[0])
         field, changed, gain = self._perturbed(
-            originals, labels, targets, drawn, extra, pack
+            originals, labels, targets, drawn, factor, extra, pack
         )
         sizes = self.measure(originals, changed, field, drawn)
         changed = self.layout.restored(selection.put_back(whole, changed))
@@ -92,7 +92,7 @@ class Adversary(Hooks):
         self.check_visible_values(images)
         originals = self.layout.channels_last(ops.cast(images, "float32"))
         drawn = self.draw_strength(ops.shape(originals)[0])
-        return self._perturbed(originals, labels, None, drawn, {}, None)[0]
+        return self._perturbed(originals, labels, None, drawn, 1.0, {}, None)[0]
 
     def _perturbed(
         self,
@@ -100,13 +100,18 @@ class Adversary(Hooks):
         labels: Any,
         targets: Any,
         strength: Any,
+        factor: Any,
         extra: dict,
         pack: Callable[..., Any] | None,
     ) -> tuple[Any, Any, Any]:
         """Returns `(fields, changed images, gains)` for channels-last images."""
         forward = self.binding.forward(self, pack) if self.takes_gradient else None
-        current, field, gain = originals, None, 0.0
-        for _ in range(self.steps):
+        current, field, gain, plan = originals, None, 0.0, self.plan
+        start = plan.draw_start(strength, factor, self.draw_uniform)
+        if start is not None:
+            field = self.random_field(originals, start, **extra)
+            current = self._applied(originals, field)
+        for _ in range(plan.count):
             gradients = None
             if forward is not None:
                 gradients = self.gradient(
@@ -114,9 +119,11 @@ class Adversary(Hooks):
                 )
             # To the layers before this one in a model, the field is a constant.
             step = self.make_field(
-                ops.stop_gradient(current), gradients, strength, **extra
+                ops.stop_gradient(current), gradients, plan.share * strength, **extra
             )
             field = step if field is None else self.compose(field, step)
+            if not plan.is_single:
+                field = self.within_budget(field, plan.budget(strength, start))
             moved = self._applied(originals, field)
             if gradients is not None:
                 rise = ops.sum(gradients * (moved - current), axis=(1, 2, 3))
@@ -173,7 +180,7 @@ class Adversary(Hooks):
         target = self.target if targets is None else targets
         if isinstance(target, str) and target == "random":
             target = functools.partial(random_wrong, seed=self.seed_generator)
-        loss, model = self._loss_in_use, self.binding.model
+        loss, model = self.loss_in_use, self.binding.model
         return gradients_of(model, forward, images, labels, loss=loss, target=target)
 
     def code_length(self, images: Any, size: int) -> int:

@@ -1,16 +1,13 @@
 """What the adversarial layers share: arguments, the bound model, the configuration."""
 
 import functools
-import hashlib
 import math
-import numbers
 from typing import Any
 
 import keras
 
 from keras_structadv.backends import WeightSnapshot, framework
 from keras_structadv.checks import (
-    check_count,
     check_fraction,
     range_pair,
     strength_range,
@@ -21,6 +18,8 @@ from keras_structadv.layers.arguments import argument_names, check_names
 from keras_structadv.layers.binding import Binding
 from keras_structadv.layers.layout import Layout
 from keras_structadv.layers.masks_boxes_points import BOX_FORMATS
+from keras_structadv.layers.selection import seed_for
+from keras_structadv.layers.steps import Start, Steps
 from keras_structadv.layers.value_range import check_values
 
 _TARGETS = (None, *TARGETS)
@@ -37,8 +36,13 @@ class StructuredAdversary(Adversary):
             is computed for `ceil(rate * batch)` images only.
         target: `None` to ascend the loss of the true label; `"most_confident_wrong"`
             or `"random"` to descend the loss of a wrong one.
-        steps: how often gradient, solve and application are repeated, >= 1; each
-            repetition has the full strength.
+        steps: how often gradient, solve and application are repeated, >= 1. The
+            strength bounds the whole field.
+        step_size: the size of each step, > 0, as a fraction of the strength. `None`
+            for 1 with one step, 2.5 / steps with several.
+        random_start: `True` to start from a random field of the drawn strength, where
+            the first gradient is then taken. A number or a pair draws the strength of
+            the start as that of the layer is drawn; it adds to the budget.
         loss: a loss as `model.compile` takes it; `None` for the model's own.
         value_range: the lowest and the highest value of the images.
         seed: integer; `None` for a random one.
@@ -68,6 +72,8 @@ class StructuredAdversary(Adversary):
         rate: float = 0.5,
         target: str | None = None,
         steps: int = 1,
+        step_size: float | None = None,
+        random_start: Start = False,
         loss: Any = None,
         value_range: tuple[float, float] = (0, 255),
         seed: int | None = None,
@@ -91,7 +97,10 @@ class StructuredAdversary(Adversary):
             )
         self.rate = check_fraction("rate", rate)
         self.target = target
-        self.steps = check_count("steps", steps)
+        self.plan = Steps.checked(steps, step_size, random_start)
+        self.steps = self.plan.count
+        self.step_size = None if step_size is None else float(step_size)
+        self.random_start = self.plan.as_given(random_start)
         self.loss = loss
         self.value_range = range_pair("value_range", value_range)
         self.seed = seed
@@ -99,6 +108,10 @@ class StructuredAdversary(Adversary):
         self.data_format = self.layout.data_format
         self.bounding_box_format = bounding_box_format
         self.seed_generator = keras.random.SeedGenerator(self.stream())
+        if self.plan.start is not False or not self.takes_gradient:
+            # Of its own, so that the other draws stay paired between kinds of fields.
+            noise = self.stream("noise")
+            self.noise_generator = keras.random.SeedGenerator(noise)
         self.binding = Binding()
         self._values_checked = False
         self._layout_checked = False
@@ -145,13 +158,7 @@ class StructuredAdversary(Adversary):
 
         Otherwise two layers with one seed would choose the same images and strengths.
         """
-        seed: Any = self.seed
-        if not isinstance(seed, numbers.Integral):
-            return seed  # none, or what Keras refuses
-        digest = hashlib.sha256(
-            f"{self.strength_name}{purpose} {seed}".encode()
-        ).digest()
-        return int.from_bytes(digest[:4], "little") // 2
+        return seed_for(f"{self.strength_name}{purpose}", self.seed)
 
     def _set_strength(self, value: Any) -> None:
         """Sets the argument from which the strengths are drawn, a number or a pair."""
@@ -198,31 +205,9 @@ class StructuredAdversary(Adversary):
             check_values(self.name, self.value_range, lowest, highest)
 
     @property
-    def _loss_in_use(self) -> Any:
+    def loss_in_use(self) -> Any:
         """The loss that overrides the model's own, `None` if none does."""
         return self.loss if self.binding.loss is None else self.binding.loss
-
-    def check_reuse(self) -> None:
-        """Raises a `ValueError` where the gradient of training cannot serve."""
-        if not self.takes_gradient:
-            raise ValueError(
-                f"Received a layer of type {type(self).__name__}, whose fields are "
-                'random: there is no gradient to reuse. Pass gradient="fresh".'
-            )
-        loss = self._loss_in_use
-        if self.target is not None or self.steps > 1 or loss is not None:
-            raise ValueError(
-                f"Received a layer with target={self.target!r}, steps={self.steps} and "
-                f"loss={loss!r}. A reused gradient is the one of the training "
-                'loss, taken once: leave these arguments, or pass gradient="fresh".'
-            )
-        scale = getattr(self, self.scale_name)
-        if scale is not None:
-            raise ValueError(
-                f"Received a layer with {self.scale_name}={scale}. Of a reused "
-                f"gradient only the direction is kept: leave {self.scale_name}=None, "
-                'or pass gradient="fresh".'
-            )
 
     def __getattr__(self, name: str) -> Any:
         """Raises an `AttributeError`; says what to do where a callback was expected."""

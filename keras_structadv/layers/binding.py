@@ -9,6 +9,7 @@ import keras
 
 from keras_structadv.backends import WeightSnapshot
 from keras_structadv.gradients import Inference
+from keras_structadv.gradients.inference import parts_of
 from keras_structadv.gradients.inputs import only_input, stand_in_input
 from keras_structadv.layers.contract import ImageLayer
 from keras_structadv.layers.passes import Probe, during_probe
@@ -22,11 +23,14 @@ class Binding:
         model: the model, `None` for a layer that is not bound.
         loss: overrides the loss of the layer and of the model.
         snapshot: the copy of the weights that is used instead of the live ones.
+        in_training: whether a callback trains the model: the gradient then takes the
+            statistics of the batch; see `Inference`.
     """
 
     model: keras.Model | None = None
     loss: Any = None
     snapshot: WeightSnapshot | None = None
+    in_training: bool = False
 
     def forward(
         self, layer: ImageLayer, inputs: Callable[[Any], Any] | None
@@ -59,7 +63,8 @@ class Binding:
             given = stand_in_input if inside else only_input
             inputs = functools.partial(given, model)
         values = () if self.snapshot is None else self.snapshot.values()
-        inference = Inference(model, values)  # all steps see the same weights
+        # All steps see the same weights.
+        inference = Inference(model, values, self.in_training)
 
         def forward(images: Any) -> Any:
             given = inputs(images)
@@ -85,21 +90,4 @@ def is_inside(layer: ImageLayer, model: keras.Model) -> bool:
 
 def layers_inside(model: keras.layers.Layer) -> list[ImageLayer]:
     """Returns the layers of this package inside a model, however deep."""
-    found: list[ImageLayer] = []
-    seen: set[int] = set()
-    waiting = [model]
-    while waiting:
-        one = waiting.pop(0)
-        if id(one) in seen:
-            continue
-        seen.add(id(one))
-        if isinstance(one, ImageLayer):
-            found.append(one)
-            continue
-        # Composite layers keep their parts in attributes, or in lists and dicts.
-        for value in (*getattr(one, "layers", ()), *vars(one).values()):
-            many = isinstance(value, (list, tuple))
-            entries = [*value.values()] if isinstance(value, dict) else [value]
-            entries = [*value] if many else entries
-            waiting += [x for x in entries if isinstance(x, keras.layers.Layer)]
-    return found
+    return parts_of(model, ImageLayer)

@@ -3,10 +3,12 @@
 from typing import Any
 
 import keras
+from keras import ops
 
 from keras_structadv.layers.binding import Binding
 from keras_structadv.layers.contract import ImageLayer
 from keras_structadv.layers.layout import Layout
+from keras_structadv.layers.steps import Steps
 
 
 class Hooks(ImageLayer):
@@ -15,11 +17,12 @@ class Hooks(ImageLayer):
     # The arguments, set by `StructuredAdversary`.
     rate: float
     target: str | None
-    steps: int
+    plan: Steps
     loss: Any
     value_range: tuple[float, float]
     layout: Layout
     seed_generator: keras.random.SeedGenerator
+    noise_generator: keras.random.SeedGenerator
     binding: Binding
 
     def check_layout(self, images: Any) -> None:
@@ -55,6 +58,16 @@ class Hooks(ImageLayer):
         """
         raise NotImplementedError
 
+    def random_field(self, images: Any, strength: Any, **extra: Any) -> Any:
+        """Returns random fields of the same kind, drawn from `noise_generator`.
+
+        Args:
+            images: float32, (batch, height, width, channels).
+            strength: the size of each field, float32, (batch,).
+            **extra: the data under the `extra_keys`.
+        """
+        raise NotImplementedError
+
     def compose(self, first: Any, second: Any) -> Any:
         """Returns the field that does what `first` and then `second` do."""
         raise NotImplementedError
@@ -66,6 +79,12 @@ class Hooks(ImageLayer):
     def size_of(self, field: Any) -> Any:
         """Returns the size of each field, float32, (batch,), in the strength's unit."""
         raise NotImplementedError
+
+    def within_budget(self, field: Any, strength: Any) -> Any:
+        """Returns the fields, scaled down to `strength` where they are larger."""
+        scale = ops.divide_no_nan(strength, self.size_of(field))
+        scale = ops.where(scale < 1, scale, 1.0)
+        return field * ops.reshape(scale, (-1,) + (1,) * (len(field.shape) - 1))
 
     def measure(self, images: Any, changed: Any, field: Any, strength: Any) -> Any:
         """Returns the size of what each image got, in the strength's unit.

@@ -4,7 +4,6 @@ from typing import Any
 
 import keras
 
-from keras_structadv.flow import random_flow
 from keras_structadv.layers.adversarial_flow import AdversarialFlow
 
 
@@ -50,7 +49,15 @@ class RandomFlow(AdversarialFlow):
     """
 
     takes_gradient = False
-    fixed_arguments = ("target", "steps", "loss", "alpha", "solver")
+    fixed_arguments = (
+        "target",
+        "steps",
+        "step_size",
+        "random_start",
+        "loss",
+        "alpha",
+        "solver",
+    )
 
     def __init__(
         self,
@@ -79,16 +86,9 @@ class RandomFlow(AdversarialFlow):
             dtype=dtype,
             **kwargs,
         )
-        # Of its own, so that the other draws stay paired with those of the twin.
-        self.noise_generator = keras.random.SeedGenerator(self.stream("noise"))
 
     def make_field(
         self, images: Any, gradients: Any, strength: Any, **extra: Any
     ) -> Any:
         """Returns a random flow, float32, (batch, height, width, 2), in pixels."""
-        return random_flow(
-            images,
-            smoothness=self.smoothness,
-            max_displacement=strength,
-            seed=self.noise_generator,
-        )
+        return self.random_field(images, strength)

@@ -3,7 +3,6 @@
 from typing import Any
 
 import keras
-from keras import ops
 
 from keras_structadv.layers.adversarial_recoloring import AdversarialRecoloring
 
@@ -53,7 +52,15 @@ class RandomRecoloring(AdversarialRecoloring):
     """
 
     takes_gradient = False
-    fixed_arguments = ("target", "steps", "loss", "lam", "rank")
+    fixed_arguments = (
+        "target",
+        "steps",
+        "step_size",
+        "random_start",
+        "loss",
+        "lam",
+        "rank",
+    )
 
     def __init__(
         self,
@@ -90,8 +97,6 @@ class RandomRecoloring(AdversarialRecoloring):
             dtype=dtype,
             **kwargs,
         )
-        # Of its own, so that the other draws stay paired with those of the twin.
-        self.noise_generator = keras.random.SeedGenerator(self.stream("noise"))
 
     def make_field(
         self,
@@ -102,5 +107,4 @@ class RandomRecoloring(AdversarialRecoloring):
         **extra: Any,
     ) -> Any:
         """Returns the perturbation that noise makes in the place of a gradient."""
-        noise = keras.random.normal(ops.shape(images), seed=self.noise_generator)
-        return super().make_field(images, noise, strength, basis)
+        return self.random_field(images, strength, basis)

@@ -1,11 +1,26 @@
 """Which images of a batch are augmented, and what became of them."""
 
+import hashlib
 import math
+import numbers
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import keras
 from keras import ops
+
+
+def seed_for(purpose: str, seed: Any) -> Any:
+    """Returns the seed of some draws; each purpose has draws of its own.
+
+    Args:
+        purpose: what is drawn.
+        seed: an integer; anything else is returned as it is.
+    """
+    if not isinstance(seed, numbers.Integral):
+        return seed  # none, or what Keras refuses
+    digest = hashlib.sha256(f"{purpose} {seed}".encode()).digest()
+    return int.from_bytes(digest[:4], "little") // 2
 
 
 class Selection(NamedTuple):

@@ -12,7 +12,7 @@ from keras_structadv.layers.binding import layers_inside
 from keras_structadv.training.fit import Fit
 from keras_structadv.training.fresh_step import FreshStep, InsideStep, TrainStep
 from keras_structadv.training.gradient_store import GradientStore
-from keras_structadv.training.kept_gradients import KeptGradients
+from keras_structadv.training.kept_gradients import KeptGradients, check_reuse
 from keras_structadv.training.measures import HIT_RATE
 from keras_structadv.training.reuse_step import ReuseStep
 
@@ -104,7 +104,7 @@ class AdversarialTraining(keras.callbacks.Callback):
                     "pass it here."
                 )
             for one in self.layers:
-                one.check_reuse()
+                check_reuse(one)
         if schedule is not None and not callable(schedule):
             raise ValueError(
                 f"Received schedule={schedule!r}. Pass a function of the epoch."

@@ -42,7 +42,7 @@ class KeptGradients:
                 'gradient="fresh".'
             )
         for layer in layers:
-            layer.check_reuse()
+            check_reuse(layer)
         self._epochs = 0
         if self._model is not None and self._model() is not model:
             self.store.clear()
@@ -79,3 +79,33 @@ class KeptGradients:
                 "epoch is but a part of the data, this may pass.",
                 stacklevel=3,
             )
+
+
+def check_reuse(layer: StructuredAdversary) -> None:
+    """Raises a `ValueError` for a layer that the gradient of training cannot serve."""
+    if not layer.takes_gradient:
+        raise ValueError(
+            f"Received a layer of type {type(layer).__name__}, whose fields are "
+            'random: there is no gradient to reuse. Pass gradient="fresh".'
+        )
+    given = {
+        "target": layer.target,
+        "steps": None if layer.steps == 1 else layer.steps,
+        "step_size": layer.step_size,
+        "random_start": layer.random_start or None,
+        "loss": layer.loss_in_use,
+    }
+    named = [f"{name}={x!r}" for name, x in given.items() if x is not None]
+    if named:
+        raise ValueError(
+            f"Received a layer with {', '.join(named)}. A reused gradient is the one "
+            "of the training loss, taken once: leave these arguments, or pass "
+            'gradient="fresh".'
+        )
+    scale = getattr(layer, layer.scale_name)
+    if scale is not None:
+        raise ValueError(
+            f"Received a layer with {layer.scale_name}={scale}. Of a reused gradient "
+            f"only the direction is kept: leave {layer.scale_name}=None, or pass "
+            'gradient="fresh".'
+        )

@@ -67,8 +67,8 @@ def test_wrong_targets_raise_the_loss_of_the_label(trained, target):
 def test_more_steps_raise_the_loss_further(trained):
     model, x, y = trained
     means = []
-    for steps in (1, 3, 6):
-        layer = ksa.AdversarialFlow((0.5, 0.5), rate=1.0, steps=steps).bind(model)
+    for steps in (1, 3, 10):
+        layer = ksa.AdversarialFlow((1.5, 1.5), rate=1.0, steps=steps).bind(model)
         means.append(losses(model, layer(x[:128], y[:128])[0], y[:128]).mean())
     assert means[0] < means[1] < means[2]
 
@@ -133,14 +133,17 @@ def test_the_drawn_displacements(images, labels):
     assert 2.0 - 1e-5 <= drawn.min() and drawn.max() <= 2.5 + 1e-5
 
 
-@pytest.mark.parametrize("kwargs", [{}, {"alpha": 1e-3}, {"steps": 2}])
+@pytest.mark.parametrize(
+    "kwargs", [{}, {"alpha": 1e-3}, {"steps": 2}, {"random_start": True}]
+)
 def test_the_sizes_are_the_longest_displacements(images, labels, kwargs):
     images[1] = 0.5  # nothing can move in it
     augmented = bound(rate=0.5, **kwargs).augment(images, labels)
     expected = np.linalg.norm(numpy(augmented.fields), axis=-1).max(axis=(1, 2))
     np.testing.assert_allclose(augmented.sizes, expected, atol=1e-5)
     augmented = bound(rate=1.0, **kwargs).augment(images, labels)
-    assert numpy(augmented.sizes)[1] == 0 and numpy(augmented.sizes)[0] > 0
+    still = numpy(augmented.sizes)[1] == 0
+    assert still == ("random_start" not in kwargs) and numpy(augmented.sizes)[0] > 0
 
 
 def test_config_round_trip():
@@ -152,6 +155,8 @@ def test_config_round_trip():
         "rate": 0.25,
         "target": "random",
         "steps": 3,
+        "step_size": 0.5,
+        "random_start": (1.0, 2.0),
         "loss": keras.losses.CategoricalCrossentropy(label_smoothing=0.1),
         "value_range": (0, 1),
         "seed": 7,

@@ -62,19 +62,19 @@ def test_the_gain_is_the_first_order_rise(photographs):
     np.testing.assert_allclose(numpy(augmented.gain).mean(), rise.mean(), rtol=0.1)
 
 
-def test_more_steps_raise_the_loss_further_and_add_up(photographs):
+def test_more_steps_raise_the_loss_further_within_the_budget(photographs):
     model, x, y = photographs
     means = []
-    for steps in (1, 3):
+    for steps in (1, 5):
         layer = ksa.AdversarialRecoloring(
-            (0.02, 0.02), rate=1.0, steps=steps, seed=0
+            (0.06, 0.06), rate=1.0, steps=steps, seed=0
         ).bind(model)
         augmented = layer.augment(x, y)
         means.append(losses(model, augmented.images, y).mean())
         inside = np.clip(x + numpy(augmented.fields), 0, 255)
         np.testing.assert_allclose(augmented.images, inside, atol=1e-3)
-        assert numpy(augmented.sizes).max() <= 0.02 * steps + 1e-5
-    assert means[1] > means[0] + 0.1
+        assert numpy(augmented.sizes).max() <= 0.06 + 1e-5
+    assert means[1] > 1.1 * means[0]
 
 
 def test_the_images_stay_in_their_range(photographs):
@@ -104,7 +104,7 @@ def test_the_sizes_are_the_root_mean_squares(images, labels, kwargs):
     augmented = layer.augment(images, labels)
     expected = np.sqrt(np.square(numpy(augmented.fields)).mean(axis=(1, 2, 3))) / 4
     np.testing.assert_allclose(augmented.sizes, expected, rtol=1e-4)
-    assert 0 < expected.max() <= 0.1 * layer.steps + 1e-5
+    assert 0 < expected.max() <= 0.1 + 1e-5
 
 
 @pytest.mark.backends("tensorflow", "torch")
@@ -157,6 +157,8 @@ def test_config_round_trip():
         "rate": 0.25,
         "target": "random",
         "steps": 3,
+        "step_size": 0.5,
+        "random_start": 0.2,
         "value_range": (0, 1),
         "seed": 7,
         "data_format": "channels_first",

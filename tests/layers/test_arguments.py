@@ -17,7 +17,8 @@ COMMON = ["rate", "value_range", "seed", "data_format", "bounding_box_format"]
 @pytest.mark.parametrize("kind", [*ADVERSARIAL, *RANDOM])
 def test_the_signature_and_the_docstring_name_every_argument(kind):
     parameters = list(inspect.signature(kind).parameters)
-    expected = [*COMMON, *(["target", "steps", "loss"] if kind in ADVERSARIAL else [])]
+    own = ["target", "steps", "step_size", "random_start", "loss"]
+    expected = [*COMMON, *(own if kind in ADVERSARIAL else [])]
     assert set(expected) <= set(parameters)
     section = kind.__doc__.split("Args:")[1].split("Input shape:")[0]
     for name in parameters:

@@ -18,7 +18,7 @@ from tests.hosts import (
     flow_layer,
     sequential,
 )
-from tests.models import small_model
+from tests.models import bind_as_fit_does, small_model
 
 
 @pytest.mark.parametrize("host", HOSTS)
@@ -26,7 +26,7 @@ def test_the_gradient_is_that_of_the_rest_with_true_labels(host, images, labels)
     rest = backbone()
     rest.build((None, 8, 8, 1))
     rest.compile(loss=LOSS)
-    expected = flow_layer().bind(rest)(2 * images, labels)[0]
+    expected = bind_as_fit_does(flow_layer(), rest)(2 * images, labels)[0]
 
     seen = []
 

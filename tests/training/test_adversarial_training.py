@@ -86,6 +86,8 @@ def test_bad_arguments_are_named(images, labels):
     [
         ({"target": "random"}, "target='random'"),
         ({"steps": 2}, "steps=2"),
+        ({"step_size": 0.5}, "step_size=0.5"),
+        ({"random_start": True}, "random_start=True"),
         ({"loss": "mse"}, "loss='mse'"),
         ({"alpha": 1.0}, "alpha=1.0"),
     ],

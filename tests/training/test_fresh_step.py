@@ -11,6 +11,7 @@ from tests.models import (
     Subclassed,
     assert_plain,
     assert_same_weights,
+    bind_as_fit_does,
     build,
     layer,
     loss_from_logits,
@@ -269,8 +270,8 @@ def test_layers_act_one_after_the_other(execution, images, labels):
         callbacks=[ksa.AdversarialTraining(both)],
     ).history
     by_hand = build("functional")
-    moved = layer().bind(by_hand)(images, labels)[0]
-    moved = recolor().bind(by_hand)(moved, labels)[0]
+    moved = bind_as_fit_does(layer(), by_hand)(images, labels)[0]
+    moved = bind_as_fit_does(recolor(), by_hand)(moved, labels)[0]
     by_hand.train_on_batch(ops.convert_to_numpy(moved), labels)
     assert_same_weights(model, by_hand)
     assert 1 < history["mean_displacement"][0] < 2
@@ -278,3 +279,36 @@ def test_layers_act_one_after_the_other(execution, images, labels):
     assert history["adversarial_loss_gain"][0] > 0
     assert_plain(model)
     assert all(x.binding.model is None for x in both)
+
+
+def test_moving_statistics_do_not_enter_the_gradient(images, labels):
+    """Whatever their momentum, the training is the same; after it they differ."""
+    found = []
+    for momentum in (0.5, 0.999):
+        keras.utils.set_random_seed(0)
+        model = keras.Sequential(
+            [
+                keras.Input((8, 8, 1)),
+                layers.Conv2D(4, 3, activation="tanh"),
+                layers.BatchNormalization(momentum=momentum),
+                layers.Flatten(),
+                layers.Dense(3),
+            ]
+        )
+        model.compile("sgd", loss_from_logits)
+        history = model.fit(
+            images,
+            labels,
+            batch_size=3,
+            epochs=3,
+            shuffle=False,
+            verbose=0,
+            callbacks=[ksa.AdversarialTraining(layer(steps=2))],
+        ).history
+        found.append((history, model.trainable_variables, model.get_weights()[-3]))
+    (one, weights, statistics), (other, others, different) = found
+    for key in ("loss", "adversarial_loss_gain", "mean_displacement"):
+        np.testing.assert_allclose(one[key], other[key], rtol=1e-5)
+    for a, b in zip(weights, others):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+    assert np.abs(statistics - different).max() > 1e-3
