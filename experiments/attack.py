@@ -9,6 +9,7 @@ import tensorflow as tf
 from keras import ops
 
 import keras_structadv as ksa
+from keras_structadv.layers.base import StructuredAdversary
 
 _BATCH = 50  # of images that are attacked at once
 
@@ -64,11 +65,12 @@ def worst_case(
     }
 
 
-def _layer(kind: str, side: int, seed: int) -> Any:
+def _layer(kind: str, side: int, seed: int) -> StructuredAdversary:
     """The layer whose fields attack."""
     if kind == "flow":
-        return ksa.AdversarialFlow(smoothness=(side / 3) ** 2, seed=seed)
-    return ksa.AdversarialRecoloring(seed=seed)
+        smoothness = (side / 3) ** 2
+        return ksa.AdversarialFlow(smoothness=smoothness, random_start=True, seed=seed)
+    return ksa.AdversarialRecoloring(random_start=True, seed=seed)
 
 
 def _lost(
@@ -89,7 +91,7 @@ def _lost(
     return lost
 
 
-def _steepest(model: keras.Model, layer: Any, steps: int) -> Callable:
+def _steepest(model: keras.Model, layer: StructuredAdversary, steps: int) -> Callable:
     """Attempts by the iterates of steepest steps within the budget."""
     loss = keras.losses.SparseCategoricalCrossentropy(True, reduction="sum")
 
@@ -119,7 +121,7 @@ def _steepest(model: keras.Model, layer: Any, steps: int) -> Callable:
     return attempts
 
 
-def _random(model: keras.Model, layer: Any, fields: int) -> Callable:
+def _random(model: keras.Model, layer: StructuredAdversary, fields: int) -> Callable:
     """Attempts by random fields of the full strength."""
 
     @tf.function(autograph=False)

@@ -60,7 +60,17 @@ class ComposedRandomFlow(ksa.RandomFlow):
 
 
 class RandomSignFlow(ksa.AdversarialFlow):
-    """Moves each image up or down the loss along its flow, by chance."""
+    """Moves each image up or down the loss along its flow, by chance.
+
+    Args:
+        *args: arguments of `AdversarialFlow`.
+        **kwargs: arguments of `AdversarialFlow`.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        # Of its own, so that the other draws stay paired with those of the flow.
+        self.noise_generator = keras.random.SeedGenerator(self.stream("noise"))
 
     def make_field(
         self, images: Any, gradients: Any, strength: Any, **extra: Any
@@ -68,7 +78,6 @@ class RandomSignFlow(ksa.AdversarialFlow):
         """The adversarial flow, with a random sign for each image."""
         flow = super().make_field(images, gradients, strength, **extra)
         shape = (ops.shape(flow)[0], 1, 1, 1)
-        # From the generator of random fields: the other draws stay paired.
         positive = keras.random.uniform(shape, seed=self.noise_generator) < 0.5
         return ops.where(positive, flow, -flow)
 

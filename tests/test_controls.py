@@ -84,7 +84,8 @@ def test_projected_gradient_descent_stays_within_the_norm(kind, images, labels):
     model = small_model()
     arguments = {"magnitude": (0.1, 0.1), "value_range": (0, 1), "seed": 1}
     one = kind(**arguments).bind(model).augment(images, labels)
-    layer = kind(**arguments, steps=3, random_start=True).bind(model)
+    arguments |= {"steps": 3, "step_size": 0.3}
+    layer = kind(**arguments, random_start=True).bind(model)
     several = layer.augment(images, labels)
     assert np.all(np.asarray(layer.size_of(several.fields)) <= 0.1 + 1e-5)
     assert not np.allclose(one.fields, several.fields)

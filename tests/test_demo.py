@@ -21,7 +21,7 @@ def test_rows_have_the_defaults_of_the_layers(data):
         if row == "none":
             assert ADVERSARIES[cell.adversary] is None
             continue
-        kind, table, gradient = ADVERSARIES[cell.adversary]
+        kind, table, gradient, _ = ADVERSARIES[cell.adversary]
         assert (gradient == "reuse") == row.endswith("reused")
         assert issubclass(kind, ksa.AdversarialFlow) == ("flow" in row)
         given = {**getattr(cell, table)}
