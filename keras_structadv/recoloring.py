@@ -23,7 +23,7 @@ def adversarial_recoloring(
     *,
     magnitude: Any = 0.08,
     coherence: float = 1.0,
-    damping: float = 1e-3,
+    damping: float | None = None,
     edge_scale: float = 0.05,
     lam: float | None = None,
     rank: int | None = None,
@@ -43,6 +43,7 @@ def adversarial_recoloring(
         coherence: weight of the term that couples neighbours with no edge between them,
             >= 0. Zero is the paper's own operator, damped; its perturbations are noise.
         damping: > 0; smaller values give a more uniform change of the whole image.
+            `None` for `50 / s**2`, where s is the shorter side of the images.
         edge_scale: the edginess, > 0, as a fraction of the value range, at which this
             coupling is one half.
         lam: `None` scales each perturbation to `magnitude`. A number > 0 gives eq. 33
@@ -90,7 +91,7 @@ def adversarial_recoloring(
     images = scaled_to_unit(images, value_range)
     form = {
         "coherence": float(coherence),
-        "damping": float(damping),
+        "damping": None if damping is None else float(damping),
         "edge_scale": float(edge_scale),
     }
     if rank is not None:
@@ -192,7 +193,7 @@ def root_mean_square(perturbation: Any, value_range: tuple[float, float]) -> Any
 
 def check_recoloring_arguments(
     coherence: float,
-    damping: float,
+    damping: float | None,
     edge_scale: float,
     lam: float | None,
     rank: int | None,
@@ -205,7 +206,9 @@ def check_recoloring_arguments(
         ValueError: if one is not; it names the argument.
     """
     check_number("coherence", coherence)
-    check_number("damping", damping, positive=True)
+    if damping is not None:
+        advice = ", or None for the default of the size"
+        check_number("damping", damping, positive=True, advice=advice)
     check_number("edge_scale", edge_scale, positive=True)
     if lam is not None:
         advice = ", or None to scale each perturbation to `magnitude`"

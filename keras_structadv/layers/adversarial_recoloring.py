@@ -33,6 +33,7 @@ class AdversarialRecoloring(StructuredAdversary):
         coherence: weight of the term that ties neighbours with no edge between them,
             >= 0. Zero is the paper's own operator, damped; its perturbations are noise.
         damping: > 0; the smaller, the more of the change is common to the whole image.
+            `None` for `50 / s**2`, where s is the shorter side of the images.
         edge_scale: the edginess, > 0, in units of the value range, at which neighbours
             are tied by half.
         lam: `None` scales each perturbation to its drawn magnitude. A number > 0 gives
@@ -95,7 +96,7 @@ class AdversarialRecoloring(StructuredAdversary):
         self,
         magnitude: float | tuple[float, float] = 0.1,
         coherence: float = 1.0,
-        damping: float = 1e-3,
+        damping: float | None = None,
         edge_scale: float = 0.05,
         lam: float | None = None,
         rank: int | None = None,
@@ -132,7 +133,7 @@ class AdversarialRecoloring(StructuredAdversary):
         )
         self._set_strength(magnitude)
         self.coherence = float(coherence)
-        self.damping = float(damping)
+        self.damping = None if damping is None else float(damping)
         self.edge_scale = float(edge_scale)
         self.lam = None if lam is None else float(lam)
         self.rank = None if rank is None else int(rank)

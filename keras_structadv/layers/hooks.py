@@ -105,6 +105,6 @@ class Hooks(ImageLayer):
         """Returns whether labels or weights belong to pixels and move with them."""
         return False
 
-    def draw_strength(self, count: Any) -> Any:
-        """Returns the random strength of each of `count` images, float32, (count,)."""
+    def strength_bounds(self, images: Any) -> tuple[float, float]:
+        """Returns the bounds of the strengths for channels-last images."""
         raise NotImplementedError

@@ -99,7 +99,7 @@ class ReuseStep(TrainStep):
         ends = list(itertools.accumulate(lengths))
         for layer, extra, end, length in zip(self.layers, extras, ends, lengths):
             code = codes[:, end - length : end]
-            active, drawn = layer.draw_for(found, self.strength)
+            active, drawn = layer.draw_for(images, found, self.strength)
             change = self._compiled(_changed_by_codes, layer)
             images, fields, sizes = change(images, code, drawn, extra)
             selection = Selection(None, active)
