@@ -1,5 +1,6 @@
 """From the gradient of the loss to a smooth adversarial flow."""
 
+import math
 from typing import Any
 
 import keras
@@ -7,7 +8,12 @@ from keras import ops
 
 from keras_structadv.backends import largest
 from keras_structadv.checks import check_images, check_number
-from keras_structadv.dct import dct2, idct2, laplacian_eigenvalues
+from keras_structadv.dct import (
+    dct2,
+    enough_frequencies,
+    idct2,
+    laplacian_eigenvalues,
+)
 from keras_structadv.defaults import default_displacement, default_smoothness
 from keras_structadv.differences import central_difference, forward_difference
 from keras_structadv.operators import ScreenedPoisson
@@ -138,6 +144,18 @@ def flow_code(images: Any, gradients: Any, size: int) -> Any:
     """
     coefficients, _ = normalized(dct2(flow_rhs(images, gradients), size))
     return coefficients
+
+
+def flow_code_size(shape: tuple[int, int], smoothness: float | None) -> int:
+    """Returns the `size` of `flow_code` that a flow needs; see `enough_frequencies`.
+
+    Args:
+        shape: height and width of the images.
+        smoothness: as in `adversarial_flow`.
+    """
+    if smoothness is None:
+        smoothness = default_smoothness(*shape)
+    return enough_frequencies(shape, math.sqrt(smoothness))
 
 
 def flow_from_code(

@@ -1,5 +1,6 @@
 """The geometric augmentation as a layer."""
 
+import math
 import warnings
 from typing import Any
 
@@ -12,6 +13,7 @@ from keras_structadv.flow import (
     adversarial_flow,
     check_flow_arguments,
     flow_code,
+    flow_code_size,
     flow_from_code,
     longest_displacement,
 )
@@ -117,7 +119,7 @@ class AdversarialFlow(StructuredAdversary):
             **kwargs,
         )
         check_flow_arguments(smoothness, alpha, solver)
-        self.max_displacement = None
+        self.max_displacement: float | tuple[float, float] | None = None
         if max_displacement is not None:
             self._set_strength(max_displacement)
         self.smoothness = None if smoothness is None else float(smoothness)
@@ -183,6 +185,14 @@ class AdversarialFlow(StructuredAdversary):
     def encode(self, images: Any, gradients: Any, size: int) -> Any:
         """Returns the lowest frequencies of `[d_y, d_x]`, (batch, 2, k, l)."""
         return flow_code(images, gradients, size)
+
+    def code_size(self, images: Any) -> int:
+        """Returns the k for which a code of k x k frequencies holds the flow."""
+        return flow_code_size(images.shape[1:3], self.smoothness)
+
+    def smoothing_for(self, images: Any, size: int) -> str:
+        """Returns the smoothness for which codes of this size are enough."""
+        return f"smoothness={math.ceil((2 * max(images.shape[1:3]) / size) ** 2)}"
 
     def decode(
         self, images: Any, codes: Any, size: int, strength: Any, **extra: Any

@@ -85,6 +85,18 @@ class Hooks(ImageLayer):
         """Returns the lowest frequencies of what the field is made from."""
         raise NotImplementedError
 
+    def code_size(self, images: Any) -> int:
+        """Returns the k for which a code of k x k frequencies holds the field.
+
+        Args:
+            images: (batch, height, width, channels); only the shape is used.
+        """
+        return 1
+
+    def smoothing_for(self, images: Any, size: int) -> str:
+        """Returns the argument, as text, for which a code of this size is enough."""
+        return "smoother fields"
+
     def decode(
         self, images: Any, codes: Any, size: int, strength: Any, **extra: Any
     ) -> Any:

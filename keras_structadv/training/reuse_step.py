@@ -117,7 +117,7 @@ class ReuseStep(TrainStep):
         self, function: Callable, layer: StructuredAdversary
     ) -> Callable[..., Any]:
         """Compiles a function of a layer, for all layers like it if that can be."""
-        size, twin = self.kept.store.size, self._twins[layer]
+        size, twin = self.kept.sizes[layer], self._twins[layer]
         if twin is not None:
             return shared(function, layer=twin, size=size)
         return fused(functools.partial(function, layer=layer, size=size))
