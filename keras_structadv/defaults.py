@@ -1,7 +1,7 @@
 """Defaults that go with the size of an image.
 
 With s the shorter side in pixels: displacements up to `s / 8`, a smoothness of
-`(s / 3)**2` and a damping of `50 / s**2`. The same picture at another size then gets
+`(s / 3)**2` and a damping of `10 / s**2`. The same picture at another size then gets
 the same change.
 """
 
@@ -18,4 +18,4 @@ def default_smoothness(height: int, width: int) -> float:
 
 def default_damping(height: int, width: int) -> float:
     """Returns the damping of `EdgePreserving`, in inverse squared pixels."""
-    return 50 / min(height, width) ** 2
+    return 10 / min(height, width) ** 2

@@ -77,7 +77,7 @@ class KeptGradients:
             layer: layer.code_size(layer.layout.channels_last(images[:1]))
             for layer in layers
         }
-        self.sizes = self._chosen(images, needed)
+        self.sizes = self.chosen_sizes(images, needed)
         lengths = [layer.code_length(images, self.sizes[layer]) for layer in layers]
         kinds = (type(layer).__name__ for layer in layers)
         layout = ", ".join(f"{n} of {kind}" for n, kind in zip(lengths, kinds))
@@ -87,7 +87,7 @@ class KeptGradients:
             self._check_sizes(images, needed)
         return lengths
 
-    def _chosen(self, images: Any, needed: dict) -> dict:
+    def chosen_sizes(self, images: Any, needed: dict) -> dict:
         """Returns the k of each layer: that of the store, or what its fields need."""
         if self.store.size is not None:
             return dict.fromkeys(needed, self.store.size)
