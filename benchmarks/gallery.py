@@ -35,7 +35,8 @@ def films(
     ):
         frames = [x.astype("float32")]
         for steps in numbers[1:]:
-            layer = ksa.AdversarialFlow((1.0, 1.0), rate=1.0, steps=steps).bind(model)
+            layer = ksa.AdversarialFlow((1.0, 1.0), 100.0, rate=1.0, steps=steps)
+            layer.bind(model)
             frames.append(np.asarray(layer(data, training=True)["images"]))
         made[name] = np.stack(frames)
     return made
