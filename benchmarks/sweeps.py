@@ -2,10 +2,10 @@
 
     python -m benchmarks.sweeps [--folder images] [--small]
 
-The middle column of `sweep_flow.png` and `sweep_recoloring.png` has the default
-smoothness or damping. Prints what the default factors were chosen by: the share of
-pixels that move by more than half a pixel, the share at which a flow folds, and the
-share of a recolouring that is not constant over the image.
+Of each three columns, the middle one has the default smoothness or damping. Prints what
+the default factors were chosen by: the share of pixels that move by more than half a
+pixel, the share at which a flow folds, and the share of a recolouring that is not
+constant over the image.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from keras_structadv.datasets import CHARACTERS, PHOTOGRAPHS
 from keras_structadv.flow import folded_fraction
 
 DISPLACEMENTS = (16, 8, 4)
-"""The side over the longest displacement."""
+"""The side over the longest displacement; layers draw up to an eighth."""
 LENGTHS = (6, 3, 1.5)
 """The side over the root of the smoothness."""
 MAGNITUDES = (0.05, 0.1, 0.2)
@@ -55,9 +55,9 @@ def glyphs(load: Callable, small: bool) -> tuple:
 FLOWS = {
     16: digits,
     28: lambda small: glyphs(ksa.datasets.load_glyphs, small),
-    64: lambda small: photographs(64, "coffee", small),
+    64: lambda small: photographs(64, "chelsea", small),
     96: lambda small: photographs(96, "rocket", small),
-    224: lambda small: photographs(224, "chelsea", small),
+    224: lambda small: photographs(224, "coffee", small),
 }
 RECOLORINGS = {
     **FLOWS,
@@ -131,7 +131,7 @@ def draw(
     """
     from matplotlib.figure import Figure
 
-    size = (1.05 * (1 + len(settings)), 1.1 * len(data) + 0.3)
+    size = (1.1 * (1 + len(settings)), 1.15 * len(data) + 0.3)
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(len(data), 1 + len(settings))
     print(f"\n| side | {' | '.join(settings).replace(chr(10), ', ')} |")
@@ -161,12 +161,12 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     options.folder.mkdir(parents=True, exist_ok=True)
     flows = {
-        f"up to s/{part}\n$\\gamma$ = (s/{length})$^2$": (part, length)
+        f"s/{part} pixels\nsmoothness (s/{length})²": (part, length)
         for part, length in itertools.product(DISPLACEMENTS, LENGTHS)
     }
     draw(options.folder / "sweep_flow.png", FLOWS, flow_cell, flows, options.small)
     recolorings = {
-        f"RMS {magnitude}\ndamping {factor}/s$^2$": (magnitude, factor)
+        f"RMS {magnitude}\ndamping {factor}/s²": (magnitude, factor)
         for magnitude, factor in itertools.product(MAGNITUDES, DAMPINGS)
     }
     path = options.folder / "sweep_recoloring.png"

@@ -15,7 +15,7 @@ from keras_structadv.training.gradient_store import GradientStore
 
 _FEW_HITS = 0.01
 # The k of a code that the store chooses. Even the smallest holds the default flows. A
-# table of 256 MiB is a small part of an accelerator's memory: 32 x 32 frequencies for
+# table of 256 MiB is a small part of an accelerator's memory: 31 x 31 frequencies for
 # each of 65536 images.
 _LEAST_SIZE, _MOST_BYTES = 8, 2**28
 # Two thirds of the k that a field needs keep a cosine of .95 or more; see
