@@ -63,7 +63,7 @@ def check() -> None:
     gradients = rng.normal(size=pictures.shape).astype("float32")
 
     def residual(x: object, g: object) -> object:
-        operator = EdgePreserving(x)
+        operator = EdgePreserving(x, damping=1e-3)
         solution, _ = solve_edge_preserving(operator, g, rtol=1e-4, max_iterations=300)
         back = operator.matvec(ops.transpose(solution, (1, 2, 3, 0)))
         back = ops.transpose(back, (3, 0, 1, 2))
@@ -90,12 +90,14 @@ def field_calls(size: int, batch: int) -> tuple[dict, dict]:
 
     def iterations() -> int:
         def solve(x: object, g: object) -> object:
-            return ops.max(solve_edge_preserving(EdgePreserving(x), g)[1].iterations)
+            return ops.max(
+                solve_edge_preserving(EdgePreserving(x, damping=1e-3), g)[1].iterations
+            )
 
         return int(ops.convert_to_numpy(compiled(solve, images, gradients)()))
 
     def recolor(x: object, g: object) -> object:
-        return ksa.adversarial_recoloring(x, g, value_range=(0, 1))
+        return ksa.adversarial_recoloring(x, g, damping=1e-3, value_range=(0, 1))
 
     def flow_and_warp(x: object, g: object) -> object:
         flow = ksa.adversarial_flow(x, g, smoothness=SMOOTHNESS)

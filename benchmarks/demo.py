@@ -100,6 +100,7 @@ def draw(path: str, small: bool = False) -> None:
         flow = ksa.adversarial_flow(
             x,
             ksa.per_image_gradients(model, x, y),
+            smoothness=100.0,
             max_displacement=cell_of(data, "none").flow["max_displacement"],
         )
         after = confidences(model, ksa.dense_image_warp(x, flow))

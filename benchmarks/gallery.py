@@ -36,7 +36,7 @@ def films(
         frames = [x.astype("float32")]
         for steps in numbers[1:]:
             layer = ksa.AdversarialFlow(
-                (steps, steps), rate=1.0, steps=steps, step_size=1 / steps
+                (steps, steps), 100.0, rate=1.0, steps=steps, step_size=1 / steps
             ).bind(model)
             frames.append(np.asarray(layer(data, training=True)["images"]))
         made[name] = np.stack(frames)

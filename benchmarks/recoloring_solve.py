@@ -35,7 +35,7 @@ MOVED = 3 + 2 / 3 + 1 + 3 * 3 + 3 + 1
 def solve(images: Any, rhs: Any, rtol: float, iterations: int) -> tuple[Any, Any]:
     """The solution and the iterations of each image."""
     x, info = solve_edge_preserving(
-        EdgePreserving(images), rhs, rtol=rtol, max_iterations=iterations
+        EdgePreserving(images, damping=1e-3), rhs, rtol=rtol, max_iterations=iterations
     )
     return x, info.iterations
 
@@ -94,7 +94,9 @@ def main(arguments: list[str] | None = None) -> None:
         products = 1.5 * middle["product"] / 20
         iterations = calls["solve"]()[1]
 
-        rows, columns, values = EdgePreserving(images[:1]).to_coordinates(0)
+        rows, columns, values = EdgePreserving(images[:1], damping=1e-3).to_coordinates(
+            0
+        )
         matrix = scipy.sparse.coo_array((values, (rows, columns))).tocsc()
         start = time.perf_counter()
         scipy.sparse.linalg.spsolve(matrix, rhs[0].numpy().ravel())

@@ -60,7 +60,12 @@ def changes_of(x: np.ndarray, gradients: np.ndarray) -> dict[str, np.ndarray]:
     def recolor(direction: np.ndarray, **arguments: Any) -> np.ndarray:
         return np.asarray(
             ksa.adversarial_recoloring(
-                x, direction, magnitude=MAGNITUDE, rtol=0.01, **arguments
+                x,
+                direction,
+                magnitude=MAGNITUDE,
+                damping=1e-3,
+                rtol=0.01,
+                **arguments,
             )
         )
 

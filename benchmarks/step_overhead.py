@@ -88,6 +88,20 @@ def variants() -> dict[str, tuple[type[keras.Model], keras.callbacks.Callback]]:
             for gradient, suffix in (("fresh", ""), ("reuse", ", reused gradients"))
             for rate in (1.0, 0.5)
         },
+        **{
+            f"{name}, rate 1, {label}": (
+                keras.Model,
+                ksa.AdversarialTraining(kind(rate=1.0, **arguments)),
+            )
+            for name, kind in (
+                ("flow", ksa.AdversarialFlow),
+                ("recolouring", ksa.AdversarialRecoloring),
+            )
+            for label, arguments in (
+                ("random start", {"random_start": True}),
+                ("three steps", {"steps": 3}),
+            )
+        },
         "keras RandomElasticTransform": (
             behind(layers.RandomElasticTransform()),
             plain(),

@@ -3,7 +3,6 @@
 from typing import Any
 
 import keras
-import numpy as np
 from keras import layers, ops
 
 import keras_structadv as ksa
@@ -177,9 +176,8 @@ def first_half(kind: type) -> type:
             # The images with the lowest numbers are chosen.
             return ops.arange(count, dtype="float32")
 
-        def draw_strength(self, count: Any) -> Any:
-            strength = getattr(self, self.strength_name)
-            low, high = strength if np.ndim(strength) else (0.0, strength)
-            return low + (high - low) * super().draw_uniform(count)
+        def draw_strength(self, images: Any) -> Any:
+            low, high = self.strength_bounds(images)
+            return low + (high - low) * super().draw_uniform(ops.shape(images)[0])
 
     return FirstHalf

@@ -13,6 +13,7 @@ from keras import ops
 
 from keras_structadv.backends import fused
 from keras_structadv.checks import check_count, check_images, range_pair
+from keras_structadv.defaults import default_damping
 from keras_structadv.operators import EdgePreserving
 from keras_structadv.recoloring import check_recoloring_arguments, scaled_to_unit
 from keras_structadv.solvers import recoloring_basis
@@ -24,7 +25,7 @@ def precompute_basis(
     rank: int = 8,
     *,
     coherence: float = 1.0,
-    damping: float = 1e-3,
+    damping: float | None = None,
     edge_scale: float = 0.05,
     value_range: tuple[float, float] = (0, 255),
     dtype: str = "float16",
@@ -80,6 +81,8 @@ def precompute_basis(
     check_recoloring_arguments(
         coherence, damping, edge_scale, lam=None, rank=rank, rtol=0, max_iterations=1
     )
+    if damping is None:
+        damping = default_damping(*images.shape[1:3])
     unknowns = math.prod(images.shape[1:])
     if len(images) == 0 or rank is None or rank > unknowns:
         raise ValueError(

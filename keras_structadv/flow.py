@@ -1,5 +1,6 @@
 """From the gradient of the loss to a smooth adversarial flow."""
 
+import math
 from typing import Any
 
 import keras
@@ -7,7 +8,13 @@ from keras import ops
 
 from keras_structadv.backends import largest
 from keras_structadv.checks import check_images, check_number
-from keras_structadv.dct import dct2, idct2, laplacian_eigenvalues
+from keras_structadv.dct import (
+    dct2,
+    enough_frequencies,
+    idct2,
+    laplacian_eigenvalues,
+)
+from keras_structadv.defaults import default_displacement, default_smoothness
 from keras_structadv.differences import central_difference, forward_difference
 from keras_structadv.operators import ScreenedPoisson
 from keras_structadv.scaling import limit_of, normalized
@@ -18,8 +25,8 @@ def adversarial_flow(
     images: Any,
     gradients: Any,
     *,
-    smoothness: float = 100.0,
-    max_displacement: Any = 2.0,
+    smoothness: float | None = None,
+    max_displacement: Any = None,
     alpha: float | None = None,
     solver: str = "dct",
 ) -> Any:
@@ -30,9 +37,10 @@ def adversarial_flow(
         gradients: float, the shape of `images`: the gradients of a loss to raise, as
             from `per_image_gradients`. A gradient that is zero or not finite gives a
             zero flow.
-        smoothness: gamma of eq. 12, >= 0, in squared pixels.
+        smoothness: gamma of eq. 12, >= 0, in squared pixels. `None` for `(s / 3)**2`,
+            where s is the shorter side of the images.
         max_displacement: length of the longest displacement, >= 0, in pixels; a
-            number, or one for each image, (batch,).
+            number, or one for each image, (batch,). `None` for `s / 16`.
         alpha: `None` scales each flow to `max_displacement`. A number > 0 gives the
             flow of eq. 15; only flows that exceed `max_displacement` are scaled down.
         solver: `"dct"`, exact and without a stored matrix; `"sparse"`, conjugate
@@ -88,8 +96,8 @@ def flow_rhs(images: Any, gradients: Any) -> Any:
 def flow_from_rhs(
     rhs: Any,
     *,
-    smoothness: float,
-    max_displacement: Any,
+    smoothness: float | None = None,
+    max_displacement: Any = None,
     alpha: float | None = None,
     solver: str = "dct",
 ) -> Any:
@@ -110,6 +118,8 @@ def flow_from_rhs(
     """
     check_flow_arguments(smoothness, alpha, solver)
     height, width = rhs.shape[2:]
+    if smoothness is None:
+        smoothness = default_smoothness(height, width)
     rhs, peak = normalized(rhs)
     rhs = ops.reshape(rhs, (-1, height, width))
     solution = SOLVERS[solver](ScreenedPoisson(height, width, smoothness), rhs)
@@ -136,12 +146,24 @@ def flow_code(images: Any, gradients: Any, size: int) -> Any:
     return coefficients
 
 
+def flow_code_size(shape: tuple[int, int], smoothness: float | None) -> int:
+    """Returns the `size` of `flow_code` that a flow needs; see `enough_frequencies`.
+
+    Args:
+        shape: height and width of the images.
+        smoothness: as in `adversarial_flow`.
+    """
+    if smoothness is None:
+        smoothness = default_smoothness(*shape)
+    return enough_frequencies(shape, math.sqrt(smoothness))
+
+
 def flow_from_code(
     code: Any,
     shape: tuple[int, int],
     *,
-    smoothness: float,
-    max_displacement: Any,
+    smoothness: float | None = None,
+    max_displacement: Any = None,
 ) -> Any:
     """Returns the flow of eq. 15 for the right-hand side in a code.
 
@@ -155,6 +177,8 @@ def flow_from_code(
         flow: float32, (batch, height, width, 2), (dy, dx) in pixels.
     """
     rows, columns = code.shape[2:]
+    if smoothness is None:
+        smoothness = default_smoothness(*shape)
     eigenvalues = laplacian_eigenvalues(*shape)[:rows, :columns]
     flow = -idct2(ops.divide(code, 1.0 + smoothness * eigenvalues), shape)
     return _limited(flow, max_displacement)
@@ -175,8 +199,8 @@ def longest_displacement(flow: Any) -> Any:
 def random_flow(
     images: Any,
     *,
-    smoothness: float = 100.0,
-    max_displacement: Any = 2.0,
+    smoothness: float | None = None,
+    max_displacement: Any = None,
     seed: Any = None,
 ) -> Any:
     """Draws a random flow with the smoothness and size of an adversarial one.
@@ -234,13 +258,17 @@ def folded_fraction(flow: Any) -> Any:
     return ops.mean(ops.cast(determinant <= 0, "float32"), axis=(1, 2))
 
 
-def check_flow_arguments(smoothness: float, alpha: float | None, solver: str) -> None:
+def check_flow_arguments(
+    smoothness: float | None, alpha: float | None, solver: str
+) -> None:
     """Raises unless the arguments of `adversarial_flow` are in range.
 
     Raises:
         ValueError: if one is not; it names the argument.
     """
-    check_number("smoothness", smoothness, advice=", in squared pixels")
+    if smoothness is not None:
+        advice = ", in squared pixels, or None for the default of the size"
+        check_number("smoothness", smoothness, advice=advice)
     if alpha is not None:
         advice = ", or None to scale each flow to `max_displacement`"
         check_number("alpha", alpha, positive=True, advice=advice)
@@ -252,7 +280,10 @@ def _limited(flow: Any, max_displacement: Any, scale: Any = None) -> Any:
     """Scales (batch, 2, height, width) to its longest displacement; moves axis 1 last.
 
     With a `scale`, multiplies by it, and by less where the flow would be too long.
+    `None` for the mean of the displacements that a layer draws.
     """
+    if max_displacement is None:
+        max_displacement = default_displacement(*flow.shape[2:]) / 2
     longest = ops.sqrt(largest(ops.sum(ops.square(flow), axis=1), axis=(1, 2)))
     limit = limit_of("max_displacement", max_displacement, flow, "in pixels")
     limit = ops.divide_no_nan(limit, longest[:, None, None, None])

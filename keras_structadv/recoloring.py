@@ -1,5 +1,6 @@
 """From the gradient of the loss to a recolouring that keeps contours."""
 
+import math
 from typing import Any
 
 from keras import ops
@@ -11,10 +12,14 @@ from keras_structadv.checks import (
     check_number,
     range_pair,
 )
-from keras_structadv.dct import dct2, idct2
+from keras_structadv.dct import dct2, enough_frequencies, idct2
+from keras_structadv.defaults import default_damping
 from keras_structadv.operators import EdgePreserving
 from keras_structadv.scaling import limit_of, normalized
 from keras_structadv.solvers import project, recoloring_basis, solve_edge_preserving
+
+MEAN_WEIGHT = 0.7
+"""The `mean_weight` of the operator of a typical photograph at `coherence=1`."""
 
 
 def adversarial_recoloring(
@@ -23,7 +28,7 @@ def adversarial_recoloring(
     *,
     magnitude: Any = 0.08,
     coherence: float = 1.0,
-    damping: float = 1e-3,
+    damping: float | None = None,
     edge_scale: float = 0.05,
     lam: float | None = None,
     rank: int | None = None,
@@ -43,6 +48,7 @@ def adversarial_recoloring(
         coherence: weight of the term that couples neighbours with no edge between them,
             >= 0. Zero is the paper's own operator, damped; its perturbations are noise.
         damping: > 0; smaller values give a more uniform change of the whole image.
+            `None` for `10 / s**2`, where s is the shorter side of the images.
         edge_scale: the edginess, > 0, as a fraction of the value range, at which this
             coupling is one half.
         lam: `None` scales each perturbation to `magnitude`. A number > 0 gives eq. 33
@@ -90,7 +96,7 @@ def adversarial_recoloring(
     images = scaled_to_unit(images, value_range)
     form = {
         "coherence": float(coherence),
-        "damping": float(damping),
+        "damping": None if damping is None else float(damping),
         "edge_scale": float(edge_scale),
     }
     if rank is not None:
@@ -163,6 +169,24 @@ def recoloring_code(gradients: Any, size: int) -> Any:
     return normalized(dct2(planes, size))[0]
 
 
+def recoloring_code_size(
+    shape: tuple[int, int], coherence: float, damping: float | None
+) -> int:
+    """Returns the `size` of `recoloring_code` that a recolouring needs.
+
+    See `enough_frequencies`. Edges weaken the filter, so that codes hold less than of
+    flows: of white noise, a cosine of 0.88 to 0.96.
+
+    Args:
+        shape: height and width of the images.
+        coherence: as in `adversarial_recoloring`.
+        damping: as in `adversarial_recoloring`.
+    """
+    if damping is None:
+        damping = default_damping(*shape)
+    return enough_frequencies(shape, math.sqrt(MEAN_WEIGHT * coherence / damping))
+
+
 def gradient_from_code(code: Any, shape: tuple[int, int]) -> Any:
     """Returns the gradient in a code, up to a positive factor.
 
@@ -192,7 +216,7 @@ def root_mean_square(perturbation: Any, value_range: tuple[float, float]) -> Any
 
 def check_recoloring_arguments(
     coherence: float,
-    damping: float,
+    damping: float | None,
     edge_scale: float,
     lam: float | None,
     rank: int | None,
@@ -205,7 +229,9 @@ def check_recoloring_arguments(
         ValueError: if one is not; it names the argument.
     """
     check_number("coherence", coherence)
-    check_number("damping", damping, positive=True)
+    if damping is not None:
+        advice = ", or None for the default of the size"
+        check_number("damping", damping, positive=True, advice=advice)
     check_number("edge_scale", edge_scale, positive=True)
     if lam is not None:
         advice = ", or None to scale each perturbation to `magnitude`"

@@ -18,7 +18,10 @@ from keras import layers, ops
 
 import keras_structadv as ksa
 
-KINDS = {"flow": ksa.AdversarialFlow, "recoloring": ksa.AdversarialRecoloring}
+KINDS = {
+    "flow": (ksa.AdversarialFlow, {"max_displacement": 3.0, "smoothness": 100.0}),
+    "recoloring": (ksa.AdversarialRecoloring, {"damping": 1e-3}),
+}
 PLACES = ("fresh", "reuse", "inside")
 LAYOUTS = ("channels_last", "channels_first")
 
@@ -51,7 +54,8 @@ def trained(kind: str, place: str, layout: str) -> dict[str, np.ndarray]:
     x = np.concatenate([x, 255 - x, x[::-1] // 2 + 64], axis=-1).astype("float32")
     if layout == "channels_first":
         x = x.transpose(0, 3, 1, 2)
-    layer = KINDS[kind](rate=0.7, seed=5, data_format=layout, dtype="float32")
+    make, arguments = KINDS[kind]
+    layer = make(rate=0.7, seed=5, data_format=layout, dtype="float32", **arguments)
     model = network(x.shape[1:], [layer] if place == "inside" else [])
     model.compile(
         keras.optimizers.SGD(0.05, momentum=0.9),

@@ -36,31 +36,31 @@ RANDOM = (
     "bounding_box_format=None, name=None, dtype=None"
 )
 SIGNATURES = {
-    "AdversarialFlow": "(max_displacement=3.0, smoothness=100.0, alpha=None, "
+    "AdversarialFlow": "(max_displacement=None, smoothness=None, alpha=None, "
     f"solver='dct', *, {COMMON}, **kwargs)",
     "AdversarialFlow.bind": "(self, model, loss=None, snapshot=False)",
     "AdversarialFlow.call": "(self, images, labels=None, sample_weight=None, "
     "training=None)",
-    "AdversarialRecoloring": "(magnitude=0.1, coherence=1.0, damping=0.001, "
+    "AdversarialRecoloring": "(magnitude=0.1, coherence=1.0, damping=None, "
     "edge_scale=0.05, lam=None, rank=None, rtol=0.1, max_iterations=50, "
     f"*, {COMMON}, **kwargs)",
     "AdversarialTraining": "(layer=None, *, gradient='fresh', schedule=None)",
-    "GradientStore": "(capacity=65536, size=8, backup_dir=None, "
+    "GradientStore": "(capacity=65536, size=None, backup_dir=None, "
     "delete_checkpoint=True)",
     "AdversarialFlow.fields": "(self, images, labels=None)",
-    "RandomFlow": f"(max_displacement=3.0, smoothness=100.0, *, {RANDOM}, **kwargs)",
-    "RandomRecoloring": "(magnitude=0.1, coherence=1.0, damping=0.001, "
+    "RandomFlow": f"(max_displacement=None, smoothness=None, *, {RANDOM}, **kwargs)",
+    "RandomRecoloring": "(magnitude=0.1, coherence=1.0, damping=None, "
     f"edge_scale=0.05, *, rtol=0.1, max_iterations=50, {RANDOM}, **kwargs)",
-    "random_flow": "(images, *, smoothness=100.0, max_displacement=2.0, seed=None)",
+    "random_flow": "(images, *, smoothness=None, max_displacement=None, seed=None)",
     "RefreshSnapshot": "(layer, *, every='epoch')",
-    "adversarial_flow": "(images, gradients, *, smoothness=100.0, "
-    "max_displacement=2.0, alpha=None, solver='dct')",
+    "adversarial_flow": "(images, gradients, *, smoothness=None, "
+    "max_displacement=None, alpha=None, solver='dct')",
     "adversarial_recoloring": "(images, gradients, *, magnitude=0.08, coherence=1.0, "
-    "damping=0.001, edge_scale=0.05, lam=None, rank=None, rtol=0.1, "
+    "damping=None, edge_scale=0.05, lam=None, rank=None, rtol=0.1, "
     "max_iterations=50, value_range=(0, 255))",
     "dense_image_warp": "(images, flow, *, interpolation='bilinear')",
     "per_image_gradients": "(model, images, labels=None, *, loss=None, target=None)",
-    "precompute_basis": "(images, path, rank=8, *, coherence=1.0, damping=0.001, "
+    "precompute_basis": "(images, path, rank=8, *, coherence=1.0, damping=None, "
     "edge_scale=0.05, value_range=(0, 255), dtype='float16', batch_size=32, verbose=1)",
     "datasets.load_colour_glyphs": "(train_typefaces=8, colours='unseen', "
     "held_out='test', seed=0)",
@@ -82,7 +82,7 @@ STAGES = [
     {"backends.current"},
     {"backends.snapshot"},
     {"backends"},
-    {"differences", "checks", "datasets"},
+    {"differences", "checks", "datasets", "defaults"},
     {"scaling", "dct", "operators.screened_poisson", "operators.edge_preserving"},
     {"operators"},
     {"solvers.conjugate_gradients"},

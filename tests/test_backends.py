@@ -58,18 +58,19 @@ def digits(count=8, channels=1):
 def fixed(kind, **arguments):
     """Returns a layer that draws nothing."""
     if kind is ksa.AdversarialFlow:
-        return kind((2.0, 2.0), rate=1.0, **arguments)
-    return kind((0.1, 0.1), rate=1.0, **arguments)
+        return kind((2.0, 2.0), 100.0, rate=1.0, **arguments)
+    return kind((0.1, 0.1), damping=1e-3, rate=1.0, **arguments)
 
 
 def values():
     """Returns what is held against the file, by name."""
     x, y = digits()
     gradients = ksa.per_image_gradients(network(), x, y)
-    flow = ksa.adversarial_flow(x, gradients)
+    form = {"smoothness": 100.0, "max_displacement": 2.0}
+    flow = ksa.adversarial_flow(x, gradients, **form)
     colours, _ = digits(channels=3)
     colour_gradients = ksa.per_image_gradients(network(3), colours, y)
-    recolor = {"magnitude": 0.1, "max_iterations": 200}
+    recolor = {"magnitude": 0.1, "damping": 1e-3, "max_iterations": 200}
     boxes = np.array([[[2.0, 3.0, 9.0, 12.0]]] * len(x), "float32")
     found = {
         "gradients": gradients,
@@ -77,7 +78,7 @@ def values():
             network(), x, y, target="most_confident_wrong"
         ),
         "flow": flow,
-        "flow, alpha": ksa.adversarial_flow(x, gradients, alpha=1.0),
+        "flow, alpha": ksa.adversarial_flow(x, gradients, alpha=1.0, **form),
         "warped": ksa.dense_image_warp(x, flow),
         "nearest": ksa.dense_image_warp(x, flow, interpolation="nearest"),
         "boxes": move_boxes(boxes, flow),
@@ -87,11 +88,11 @@ def values():
             colours, colour_gradients, **recolor, rtol=1e-4
         ),
         "recolouring, rank 6": ksa.adversarial_recoloring(
-            colours[:2, :8, :8], colour_gradients[:2, :8, :8], rank=6
+            colours[:2, :8, :8], colour_gradients[:2, :8, :8], damping=1e-3, rank=6
         ),
         "fingerprints": fingerprint(ops.convert_to_tensor(x)),
         "layer, three steps": ksa.AdversarialFlow(
-            (6.0, 6.0), rate=1.0, steps=3, step_size=1 / 3
+            (6.0, 6.0), 100.0, rate=1.0, steps=3, step_size=1 / 3
         ).bind(network())(x, y)[0],
         "layer, recolouring": fixed(ksa.AdversarialRecoloring).bind(network(3))(
             colours, y

@@ -18,6 +18,7 @@ DIGITS = "--config small/digits --set adversary=flow policy=none"
 # The arguments that make a script small. They come last, so that they win.
 SMALLEST = {
     "benchmarks.accelerator": "--small --precision float32",
+    "benchmarks.code_sizes": "--small",
     "benchmarks.demo": "--small --data digits",
     "benchmarks.gallery": "--small --folder pictures",
     "benchmarks.recoloring_solve": "--small",
@@ -27,6 +28,7 @@ SMALLEST = {
     "benchmarks.reuse_variants": "--small",
     "benchmarks.solve_and_warp": "--small",
     "benchmarks.step_overhead": "--small --only 'flow, rate 1, reused'",
+    "benchmarks.sweeps": "--small --folder pictures",
     "benchmarks.tf_data": "--small",
     "experiments.search": f"--smoke --trials 1 --seeds 1 --workers 1 {DIGITS}",
     "experiments.table": "results.jsonl",
@@ -37,6 +39,7 @@ SMALLEST = {
 # Words of what it prints at the end, or a file that it writes.
 SIGNS = {
     "benchmarks.accelerator": "| flow, rate 1, reused |",
+    "benchmarks.code_sizes": "| 32 | flow, smoothness 100.0 | 7 | 8 |",
     "benchmarks.demo": "| adversarial flow, reused | 1 |",
     "benchmarks.gallery": "pictures/steps.png",
     "benchmarks.recoloring_solve": "| 32x32 x 4 |",
@@ -46,6 +49,7 @@ SIGNS = {
     "benchmarks.reuse_variants": "| half random |",
     "benchmarks.solve_and_warp": "| 32x32 x 4 | map_coordinates, XLA |",
     "benchmarks.step_overhead": "| flow, rate 1, reused gradients |",
+    "benchmarks.sweeps": "pictures/sweep_recoloring.png",
     "benchmarks.tf_data": "| flow, callback, reused |",
     "experiments.search": "small/digits/flow: ",
     "experiments.table": "| flow-reused | none | 10 |",

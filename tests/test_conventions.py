@@ -520,7 +520,7 @@ def test_two_outputs_add_their_losses(kind, two_outputs, images, labels):
         head = keras.Model(model.inputs, model.output[name])
         part = ksa.per_image_gradients(head, images, given[name], loss=loss)
         gradient = gradient + weight * numpy(part)
-    size = numpy(layer.draw_strength(6))
+    size = numpy(layer.draw_strength(ops.array(images)))
     expected = layer.apply(
         ops.array(images), layer.make_field(ops.array(images), gradient, size)
     )
@@ -578,14 +578,14 @@ BAD = {
     },
     ksa.AdversarialFlow: {
         "max_displacement": [float("nan"), float("inf"), "3", (1, 0), (-1, 1), ()],
-        "smoothness": [float("nan"), float("inf"), None, "100", True],
+        "smoothness": [float("nan"), float("inf"), "100", True],
         "alpha": [0, float("nan"), float("inf"), "1"],
         "solver": [None, "DCT", 1],
     },
     ksa.AdversarialRecoloring: {
         "magnitude": [-1, float("nan"), float("inf"), "3", (0.1, None), ()],
         "coherence": [float("nan"), float("inf"), None, "1"],
-        "damping": [-1, float("nan"), None, True],
+        "damping": [-1, float("nan"), "1", True],
         "edge_scale": [0, -1, float("inf"), "1"],
         "lam": [0, float("nan"), float("inf"), "1"],
         "rank": [-1, 1.0, True, "4"],

@@ -1,15 +1,19 @@
 """The geometric augmentation as a layer."""
 
+import math
 import warnings
 from typing import Any
 
 import keras
 from keras import ops
 
+from keras_structadv.checks import check_images
+from keras_structadv.defaults import default_displacement
 from keras_structadv.flow import (
     adversarial_flow,
     check_flow_arguments,
     flow_code,
+    flow_code_size,
     flow_from_code,
     longest_displacement,
     random_flow,
@@ -31,8 +35,9 @@ class AdversarialFlow(StructuredAdversary):
     Args:
         max_displacement: the longest displacement of a flow, in pixels. A number `m`
             draws it for each image from U(0, m), a pair `(low, high)` from
-            U(low, high).
-        smoothness: gamma of eq. 12, >= 0, in squared pixels.
+            U(low, high). `None` for U(0, s / 8), where s is the shorter side of the
+            images.
+        smoothness: gamma of eq. 12, >= 0, in squared pixels. `None` for `(s / 3)**2`.
         alpha: `None` scales each flow to its drawn displacement. A number > 0 gives
             eq. 15 as it stands, scaled only where it is longer than that.
         solver: `"dct"`, `"sparse"` (not with XLA or PyTorch) or `"dense"`; see
@@ -91,8 +96,8 @@ class AdversarialFlow(StructuredAdversary):
 
     def __init__(
         self,
-        max_displacement: float | tuple[float, float] = 3.0,
-        smoothness: float = 100.0,
+        max_displacement: float | tuple[float, float] | None = None,
+        smoothness: float | None = None,
         alpha: float | None = None,
         solver: str = "dct",
         *,
@@ -126,8 +131,10 @@ class AdversarialFlow(StructuredAdversary):
             **kwargs,
         )
         check_flow_arguments(smoothness, alpha, solver)
-        self._set_strength(max_displacement)
-        self.smoothness = float(smoothness)
+        self.max_displacement: float | tuple[float, float] | None = None
+        if max_displacement is not None:
+            self._set_strength(max_displacement)
+        self.smoothness = None if smoothness is None else float(smoothness)
         self.alpha = None if alpha is None else float(alpha)
         self.solver = solver
 
@@ -140,6 +147,13 @@ class AdversarialFlow(StructuredAdversary):
                 "about an eighth of the shorter side.",
                 stacklevel=4 if self.takes_gradient else 5,
             )
+
+    def strength_bounds(self, images: Any) -> tuple[float, float]:
+        """Returns the shortest and the longest displacement to draw, in pixels."""
+        if self.max_displacement is None:
+            check_images(images, images)
+            return 0.0, default_displacement(*images.shape[1:3])
+        return super().strength_bounds(images)
 
     def make_field(
         self, images: Any, gradients: Any, strength: Any, **extra: Any
@@ -192,6 +206,14 @@ class AdversarialFlow(StructuredAdversary):
     def encode(self, images: Any, gradients: Any, size: int) -> Any:
         """Returns the lowest frequencies of `[d_y, d_x]`, (batch, 2, k, l)."""
         return flow_code(images, gradients, size)
+
+    def code_size(self, images: Any) -> int:
+        """Returns the k for which a code of k x k frequencies holds the flow."""
+        return flow_code_size(images.shape[1:3], self.smoothness)
+
+    def smoothing_for(self, images: Any, size: int) -> str:
+        """Returns the smoothness for which codes of this size are enough."""
+        return f"smoothness={math.ceil((2 * max(images.shape[1:3]) / size) ** 2)}"
 
     def decode(
         self, images: Any, codes: Any, size: int, strength: Any, **extra: Any

@@ -10,10 +10,12 @@ from keras_structadv.backends import shared
 from keras_structadv.layers.base import StructuredAdversary
 from keras_structadv.layers.steps import Start
 from keras_structadv.recoloring import (
+    MEAN_WEIGHT,
     adversarial_recoloring,
     check_recoloring_arguments,
     gradient_from_code,
     recoloring_code,
+    recoloring_code_size,
     recoloring_from_basis,
     root_mean_square,
 )
@@ -34,6 +36,7 @@ class AdversarialRecoloring(StructuredAdversary):
         coherence: weight of the term that ties neighbours with no edge between them,
             >= 0. Zero is the paper's own operator, damped; its perturbations are noise.
         damping: > 0; the smaller, the more of the change is common to the whole image.
+            `None` for `10 / s**2`, where s is the shorter side of the images.
         edge_scale: the edginess, > 0, in units of the value range, at which neighbours
             are tied by half.
         lam: `None` scales each perturbation to its drawn magnitude. A number > 0 gives
@@ -102,7 +105,7 @@ class AdversarialRecoloring(StructuredAdversary):
         self,
         magnitude: float | tuple[float, float] = 0.1,
         coherence: float = 1.0,
-        damping: float = 1e-3,
+        damping: float | None = None,
         edge_scale: float = 0.05,
         lam: float | None = None,
         rank: int | None = None,
@@ -143,7 +146,7 @@ class AdversarialRecoloring(StructuredAdversary):
         )
         self._set_strength(magnitude)
         self.coherence = float(coherence)
-        self.damping = float(damping)
+        self.damping = None if damping is None else float(damping)
         self.edge_scale = float(edge_scale)
         self.lam = None if lam is None else float(lam)
         self.rank = None if rank is None else int(rank)
@@ -214,6 +217,17 @@ class AdversarialRecoloring(StructuredAdversary):
     def encode(self, images: Any, gradients: Any, size: int) -> Any:
         """Returns the lowest frequencies of the gradient, (batch, channels, k, l)."""
         return recoloring_code(gradients, size)
+
+    def code_size(self, images: Any) -> int:
+        """Returns the k for which a code of k x k frequencies holds the recolouring."""
+        return recoloring_code_size(images.shape[1:3], self.coherence, self.damping)
+
+    def smoothing_for(self, images: Any, size: int) -> str:
+        """Returns the damping for which codes of this size are enough."""
+        if self.coherence == 0:
+            return "coherence=1.0"
+        squared = MEAN_WEIGHT * self.coherence / 4
+        return f"damping={squared * (size / max(images.shape[1:3])) ** 2:.1e}"
 
     def decode(
         self,

@@ -58,7 +58,7 @@ class Adversary(Hooks):
         )
         pack = pack and functools.partial(pack, chosen=selection.places)
         factor = strength * selection.active
-        drawn = factor * self.draw_strength(ops.shape(originals)[0])
+        drawn = factor * self.draw_strength(originals)
         field, changed, gain = self._perturbed(
             originals, labels, targets, drawn, factor, extra, pack
         )
@@ -91,7 +91,7 @@ class Adversary(Hooks):
         self.check_layout(images)
         self.check_visible_values(images)
         originals = self.layout.channels_last(ops.cast(images, "float32"))
-        drawn = self.draw_strength(ops.shape(originals)[0])
+        drawn = self.draw_strength(originals)
         return self._perturbed(originals, labels, None, drawn, 1.0, {}, None)[0]
 
     def _perturbed(
@@ -131,10 +131,11 @@ class Adversary(Hooks):
             current = moved
         return field, current, gain if self.takes_gradient else None
 
-    def draw_for(self, found: Any, strength: Any) -> tuple[Any, Any]:
+    def draw_for(self, images: Any, found: Any, strength: Any) -> tuple[Any, Any]:
         """Draws which images with a code are augmented, and the strength of each.
 
         Args:
+            images: (batch, height, width, channels), or channels first.
             found: bool, (batch,), whether an image has a code.
             strength: factor in [0, 1] on the drawn strengths.
 
@@ -146,7 +147,8 @@ class Adversary(Hooks):
         batch = ops.shape(active)[0]
         selection = Selection.drawn(self.rate, batch, self.draw_uniform)
         active = active * selection.put_back(ops.zeros_like(active), selection.active)
-        return active, strength * active * self.draw_strength(batch)
+        drawn = self.draw_strength(self.layout.channels_last(images))
+        return active, strength * active * drawn
 
     def changed_by_codes(
         self, images: Any, codes: Any, strength: Any, extra: dict, size: int
@@ -201,6 +203,11 @@ class Adversary(Hooks):
         # By integers: TensorFlow draws other floats with XLA than without.
         draw = keras.random.randint((count,), 0, 2**24, seed=self.seed_generator)
         return ops.cast(draw, "float32") / 2**24
+
+    def draw_strength(self, images: Any) -> Any:
+        """Returns a random strength for each channels-last image, float32, (batch,)."""
+        low, high = self.strength_bounds(images)
+        return low + (high - low) * self.draw_uniform(ops.shape(images)[0])
 
     # The call.
 

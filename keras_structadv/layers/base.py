@@ -162,11 +162,10 @@ class StructuredAdversary(Adversary):
 
     def _set_strength(self, value: Any) -> None:
         """Sets the argument from which the strengths are drawn, a number or a pair."""
-        self._strength_range = strength_range(self.strength_name, value)
-        pair = isinstance(value, (tuple, list))
-        kept = self._strength_range if pair else self._strength_range[1]
+        low, high = strength_range(self.strength_name, value)
+        kept = (low, high) if isinstance(value, (tuple, list)) else high
         setattr(self, self.strength_name, kept)
-        self.check_unit(kept, self._strength_range[1])
+        self.check_unit(kept, high)
 
     def check_unit(self, value: Any, highest: float) -> None:
         """Warns of a strength that seems to be in another unit than the layer's."""
@@ -174,12 +173,11 @@ class StructuredAdversary(Adversary):
     @property
     def can_change(self) -> bool:
         """Whether the arguments allow any change at all."""
-        return self.rate > 0 and self._strength_range[1] > 0
+        return self.rate > 0 and getattr(self, self.strength_name) not in (0, (0, 0))
 
-    def draw_strength(self, count: Any) -> Any:
-        """Returns the random strength of each of `count` images, float32, (count,)."""
-        low, high = self._strength_range
-        return low + (high - low) * self.draw_uniform(count)
+    def strength_bounds(self, images: Any) -> tuple[float, float]:
+        """Returns the bounds of the strengths for channels-last images."""
+        return strength_range(self.strength_name, getattr(self, self.strength_name))
 
     @property
     def checks_values(self) -> bool:

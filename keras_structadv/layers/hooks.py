@@ -104,6 +104,18 @@ class Hooks(ImageLayer):
         """Returns the lowest frequencies of what the field is made from."""
         raise NotImplementedError
 
+    def code_size(self, images: Any) -> int:
+        """Returns the k for which a code of k x k frequencies holds the field.
+
+        Args:
+            images: (batch, height, width, channels); only the shape is used.
+        """
+        return 1
+
+    def smoothing_for(self, images: Any, size: int) -> str:
+        """Returns the argument, as text, for which a code of this size is enough."""
+        return "smoother fields"
+
     def decode(
         self, images: Any, codes: Any, size: int, strength: Any, **extra: Any
     ) -> Any:
@@ -124,6 +136,6 @@ class Hooks(ImageLayer):
         """Returns whether labels or weights belong to pixels and move with them."""
         return False
 
-    def draw_strength(self, count: Any) -> Any:
-        """Returns the random strength of each of `count` images, float32, (count,)."""
+    def strength_bounds(self, images: Any) -> tuple[float, float]:
+        """Returns the bounds of the strengths for channels-last images."""
         raise NotImplementedError

@@ -19,8 +19,9 @@ class RandomFlow(AdversarialFlow):
     Args:
         max_displacement: the longest displacement of a flow, in pixels. A number `m`
             draws it for each image from U(0, m), a pair `(low, high)` from
-            U(low, high).
-        smoothness: gamma of eq. 12, >= 0, in squared pixels.
+            U(low, high). `None` for U(0, s / 8), where s is the shorter side of the
+            images.
+        smoothness: gamma of eq. 12, >= 0, in squared pixels. `None` for `(s / 3)**2`.
         rate: the fraction of the images that is augmented, in [0, 1].
         value_range: accepted for uniformity; a flow keeps the values.
         seed: integer; `None` for a random one.
@@ -61,8 +62,8 @@ class RandomFlow(AdversarialFlow):
 
     def __init__(
         self,
-        max_displacement: float | tuple[float, float] = 3.0,
-        smoothness: float = 100.0,
+        max_displacement: float | tuple[float, float] | None = None,
+        smoothness: float | None = None,
         *,
         rate: float = 0.5,
         value_range: tuple[float, float] = (0, 255),

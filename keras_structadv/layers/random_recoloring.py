@@ -66,7 +66,7 @@ class RandomRecoloring(AdversarialRecoloring):
         self,
         magnitude: float | tuple[float, float] = 0.1,
         coherence: float = 1.0,
-        damping: float = 1e-3,
+        damping: float | None = None,
         edge_scale: float = 0.05,
         *,
         rtol: float = 0.1,

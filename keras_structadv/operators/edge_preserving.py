@@ -7,6 +7,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_structadv.defaults import default_damping
 from keras_structadv.differences import forward_difference, forward_difference_adjoint
 
 _EDGINESS_FLOOR = 1e-3
@@ -32,7 +33,8 @@ class EdgePreserving:
         images: float32, (batch, height, width, channels), scaled to [0, 1]; height,
             width and channels static.
         coherence: weight of the second term, >= 0; zero for the paper's own operator.
-        damping: > 0; makes the operator positive definite.
+        damping: > 0; makes the operator positive definite. `None` for the default of
+            the size.
         edge_scale: the edginess, > 0, at which the coupling W is one half.
 
     Reference: Luo, Mobahi, Bengio (2020), eq. 26 to 32.
@@ -42,11 +44,13 @@ class EdgePreserving:
         self,
         images: Any,
         coherence: float = 1.0,
-        damping: float = 1e-3,
+        damping: float | None = None,
         edge_scale: float = 0.05,
     ):
         images = ops.transpose(images, (1, 2, 3, 0))
         self.height, self.width, self.channels = images.shape[:3]
+        if damping is None:
+            damping = default_damping(self.height, self.width)
         self.damping = damping
         zy, zx = forward_difference(images, 0), forward_difference(images, 1)
         squares = ops.sum(ops.square(zy) + ops.square(zx), axis=2, keepdims=True)

@@ -26,7 +26,9 @@ class AdversarialTraining(keras.callbacks.Callback):
     layers (and store) compiles nothing; a new `compile` frees what was kept for it.
 
     `gradient="fresh"` takes the gradient with the weights of the same step. It costs a
-    forward and a backward pass for the images that are changed. `gradient="reuse"`
+    forward and a backward pass for the images that are changed. In this pass dropout is
+    off, and `BatchNormalization` uses the statistics of these images: moving ones mean
+    nothing early in training. `gradient="reuse"`
     takes the gradient that the training step itself made one epoch ago, when it last
     saw the image; it costs next to nothing. See `GradientStore`. With reuse
 
@@ -41,10 +43,10 @@ class AdversarialTraining(keras.callbacks.Callback):
     `History` gains
 
     - `adversarial_loss_gain`: the first-order rise of the loss,
-      `<gradient, augmented - image>`, averaged over the changed images. With reuse the
-      gradient is that at the augmented image, with its sample weight, for a loss that
-      is a mean over the batch. With several layers it is the mean over the changes of
-      all of them;
+      `<gradient, augmented - image>`, averaged over the changed images. Several steps
+      add up; a random start does not count. With reuse the gradient is that at the
+      augmented image, with its sample weight, for a loss that is a mean over the
+      batch. With several layers it is the mean over the changes of all of them;
     - `mean_displacement`, with an `AdversarialFlow`: the mean longest displacement, in
       pixels;
     - `mean_magnitude`, with an `AdversarialRecoloring`: the mean size of the changes

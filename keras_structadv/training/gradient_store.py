@@ -35,7 +35,9 @@ class GradientStore:
         capacity: number of places, rounded up to a multiple of 4.
         size: k; the store keeps the k x k lowest cosine coefficients of each component.
             A place takes 16 bytes, plus `4 * size**2` for `AdversarialFlow` and
-            `2 * channels * size**2` for `AdversarialRecoloring`.
+            `2 * channels * size**2` for `AdversarialRecoloring`. `None` for the k that
+            the fields need, at least 8, in at most 256 MiB for the table. A warning
+            says where that, or a number, is too small.
         backup_dir: `None`, or the `backup_dir` of `keras.callbacks.BackupAndRestore`, a
             local folder. The store is saved there after each epoch, read when a run
             resumes, and removed when it ends.
@@ -49,17 +51,21 @@ class GradientStore:
     def __init__(
         self,
         capacity: int = 65536,
-        size: int = 8,
+        size: int | None = None,
         backup_dir: str | os.PathLike | None = None,
         delete_checkpoint: bool = True,
     ):
         self.capacity = -(-check_count("capacity", capacity) // _WAYS) * _WAYS
-        self.size = check_count("size", size)
+        self.size = None if size is None else check_count("size", size)
         self.backup_dir = backup_dir
         self.delete_checkpoint = delete_checkpoint
         self._keys: keras.Variable | Any = None
         self._codes: keras.Variable | Any = None
         self._layout = ""
+
+    def bytes_for(self, length: int) -> int:
+        """Returns the bytes of the table for codes of `length` numbers."""
+        return (self.capacity + 1) * (4 * 4 + 2 * length)
 
     @property
     def built(self) -> bool:

@@ -1,5 +1,6 @@
 """The gradients kept for one model: their table, and whether they are found again."""
 
+import math
 import warnings
 import weakref
 from collections.abc import Sequence
@@ -13,6 +14,13 @@ from keras_structadv.layers.base import StructuredAdversary
 from keras_structadv.training.gradient_store import GradientStore
 
 _FEW_HITS = 0.01
+# The k of a code that the store chooses. Even the smallest holds the default flows. A
+# table of 256 MiB is a small part of an accelerator's memory: 31 x 31 frequencies for
+# each of 65536 images.
+_LEAST_SIZE, _MOST_BYTES = 8, 2**28
+# Two thirds of the k that a field needs keep a cosine of .95 or more; see
+# benchmarks/results/code_sizes.txt.
+_ENOUGH = 2 / 3
 
 
 class KeptGradients:
@@ -20,10 +28,14 @@ class KeptGradients:
 
     Args:
         store: the store.
+
+    Attributes:
+        sizes: the k of each layer's codes.
     """
 
     def __init__(self, store: GradientStore):
         self.store = store
+        self.sizes: dict[StructuredAdversary, int] = {}
         self._model: weakref.ref | None = None
         self._epochs = 0
 
@@ -57,13 +69,56 @@ class KeptGradients:
             self.build(ops.zeros((1, *shape[1:])), layers)
 
     def build(self, images: Any, layers: Sequence[StructuredAdversary]) -> list[int]:
-        """Builds the table for such images; returns the length of each layer's code."""
-        size = self.store.size
-        lengths = [layer.code_length(images, size) for layer in layers]
+        """Builds the table for such images; returns the length of each layer's code.
+
+        Warns if codes of this size do not hold the fields.
+        """
+        needed = {
+            layer: layer.code_size(layer.layout.channels_last(images[:1]))
+            for layer in layers
+        }
+        self.sizes = self.chosen_sizes(images, needed)
+        lengths = [layer.code_length(images, self.sizes[layer]) for layer in layers]
         kinds = (type(layer).__name__ for layer in layers)
         layout = ", ".join(f"{n} of {kind}" for n, kind in zip(lengths, kinds))
+        first = not self.store.built
         self.store.build(sum(lengths), layout)
+        if first:
+            self._check_sizes(images, needed)
         return lengths
+
+    def chosen_sizes(self, images: Any, needed: dict) -> dict:
+        """Returns the k of each layer: that of the store, or what its fields need."""
+        if self.store.size is not None:
+            return dict.fromkeys(needed, self.store.size)
+        sizes = {layer: max(_LEAST_SIZE, size) for layer, size in needed.items()}
+        share = _MOST_BYTES / self._bytes(images, sizes)
+        if share < 1:
+            most = max(_LEAST_SIZE, int(max(sizes.values()) * math.sqrt(share)))
+            sizes = {layer: min(most, size) for layer, size in sizes.items()}
+        return sizes
+
+    def _bytes(self, images: Any, sizes: dict) -> int:
+        """Returns the bytes of a table for codes of these sizes."""
+        return self.store.bytes_for(
+            sum(layer.code_length(images, size) for layer, size in sizes.items())
+        )
+
+    def _check_sizes(self, images: Any, needed: dict) -> None:
+        """Warns of a layer whose codes lose much of the field."""
+        for layer, size in self.sizes.items():
+            if size < needed[layer] * _ENOUGH:
+                shaped = layer.layout.channels_last(images[:1])
+                height, width = shaped.shape[1:3]
+                much = self._bytes(images, dict.fromkeys(needed, needed[layer]))
+                warnings.warn(
+                    f"Codes of {size} x {size} frequencies lose much of the fields of "
+                    f"layer {layer.name!r} on images of {height} x {width} pixels. "
+                    f"Pass GradientStore(size={needed[layer]}), whose "
+                    f"{self.store.capacity} places take {much / 1e6:,.0f} MB, or give "
+                    f"the layer {layer.smoothing_for(shaped, size)}.",
+                    stacklevel=4,
+                )
 
     def end_epoch(self, hit_rate: Any) -> None:
         """Backs up the store; warns if its gradients are never found."""

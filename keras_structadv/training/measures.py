@@ -88,10 +88,9 @@ class Measures:
         warnings.warn(
             f"The changed images raised the loss by {gain:.3g} on average, at a "
             f"loss of {loss:.3g}: the augmentation is not adversarial. Usual "
-            "causes: BatchNormalization statistics that are hardly trained yet, a "
-            "saturated softmax (train on logits, from_logits=True), integer "
-            'inputs, images that changed under the same "ids", or a strength that '
-            "is too large for the images.",
+            "causes: a saturated softmax (train on logits, from_logits=True), integer "
+            'inputs, images that changed under the same "ids", or a strength that is '
+            "too large for the images.",
             stacklevel=3,
         )
         return True

@@ -99,7 +99,7 @@ class ReuseStep(TrainStep):
         ends = list(itertools.accumulate(lengths))
         for layer, extra, end, length in zip(self.layers, extras, ends, lengths):
             code = codes[:, end - length : end]
-            active, drawn = layer.draw_for(found, self.strength)
+            active, drawn = layer.draw_for(images, found, self.strength)
             change = self._compiled(_changed_by_codes, layer)
             images, fields, sizes = change(images, code, drawn, extra)
             selection = Selection(None, active)
@@ -117,7 +117,7 @@ class ReuseStep(TrainStep):
         self, function: Callable, layer: StructuredAdversary
     ) -> Callable[..., Any]:
         """Compiles a function of a layer, for all layers like it if that can be."""
-        size, twin = self.kept.store.size, self._twins[layer]
+        size, twin = self.kept.sizes[layer], self._twins[layer]
         if twin is not None:
             return shared(function, layer=twin, size=size)
         return fused(functools.partial(function, layer=layer, size=size))

@@ -6,6 +6,7 @@ import pytest
 from keras import layers, ops
 
 import keras_structadv as ksa
+from keras_structadv.training.kept_gradients import KeptGradients
 from tests.models import (
     Recorder,
     Subclassed,
@@ -13,6 +14,7 @@ from tests.models import (
     build,
     layer,
     loss_from_logits,
+    numpy,
     reuse,
 )
 
@@ -164,3 +166,79 @@ def test_integer_inputs_are_warned_of_with_reuse(images, labels):
     given = (images * 255).astype("uint8")
     with pytest.warns(UserWarning, match="does not depend on the images"):
         model.fit(given, labels, verbose=0, callbacks=[reuse(layer())])
+
+
+def kept_for(layer, side, **store):
+    """Returns what a callback keeps for images of this size, with its table built."""
+    kept = KeptGradients(ksa.GradientStore(**{"capacity": 65536, **store}))
+    kept.build(ops.zeros((1, side, side, 3)), [layer])
+    return kept
+
+
+@pytest.mark.parametrize(
+    "kind, arguments, side, size",
+    [
+        (ksa.AdversarialFlow, {}, 28, 8),
+        (ksa.AdversarialFlow, {}, 512, 8),
+        (ksa.AdversarialFlow, {"smoothness": 100.0}, 32, 8),
+        (ksa.AdversarialFlow, {"smoothness": 100.0}, 96, 20),
+        (ksa.AdversarialFlow, {"smoothness": 100.0}, 224, 31),  # of 45, and enough
+        (ksa.AdversarialFlow, {"smoothness": 0.0}, 16, 16),
+        (ksa.AdversarialRecoloring, {}, 224, 8),
+        (ksa.AdversarialRecoloring, {"damping": 1e-3}, 28, 8),
+        (ksa.AdversarialRecoloring, {"coherence": 0.0}, 16, 16),
+    ],
+)
+def test_the_store_chooses_the_size_of_its_codes(kind, arguments, side, size):
+    layer = kind(**arguments)
+    kept = kept_for(layer, side)  # without a warning
+    assert kept.sizes == {layer: size}
+    components = 2 if kind is ksa.AdversarialFlow else 3
+    assert kept.store._codes.shape == (65537, components * size**2)
+    used = sum(numpy(x).nbytes for x in kept.store.variables)
+    assert used == kept.store.bytes_for(components * size**2)
+    assert used <= 2**28 or size == 8
+
+
+@pytest.mark.parametrize(
+    "kind, arguments, side, store, size, advice",
+    [
+        (ksa.AdversarialFlow, {"smoothness": 100.0}, 384, {}, 77, "smoothness=614"),
+        (ksa.AdversarialFlow, {}, 28, {"size": 3}, 6, "smoothness=349"),
+        (ksa.AdversarialRecoloring, {"damping": 1e-2}, 224, {}, 54, "damping=2.4e-03"),
+        (ksa.AdversarialRecoloring, {"coherence": 0.0}, 16, {"size": 8}, 16, "coher"),
+    ],
+)
+def test_codes_that_lose_the_field_are_warned_of(
+    kind, arguments, side, store, size, advice
+):
+    layer = kind(**arguments)
+    with pytest.warns(UserWarning, match=rf"lose much.*size={size}\).* MB.*{advice}"):
+        kept_for(layer, side, **store)
+    kept_for(layer, side, capacity=64, size=size)  # as it says
+    name, _, value = advice.partition("=")
+    if value:
+        kept_for(kind(**{name: float(value)}), side, **store)
+
+
+def test_the_bytes_of_the_warning_are_those_of_the_table():
+    layer = ksa.AdversarialFlow(smoothness=100.0)
+    with pytest.warns(UserWarning, match="65536 places take 1,555 MB"):
+        kept_for(layer, 384)
+
+
+def test_a_chosen_size_is_found_again_in_a_backup(tmp_path):
+    layer = ksa.AdversarialFlow(smoothness=100.0)
+    store = {"capacity": 64, "backup_dir": tmp_path}
+    first = kept_for(layer, 96, **store)
+    codes = np.random.default_rng(0).uniform(-1, 1, (3, 2 * 20**2)).astype("float32")
+    keys = np.arange(12, dtype="float32").reshape(3, 4)
+    first.store.write(ops.array(keys), ops.array(codes))
+    first.store.back_up()
+    again = KeptGradients(ksa.GradientStore(**store))
+    model = build("subclassed")
+    again.begin(model, [layer])
+    again.build(ops.zeros((1, 96, 96, 3)), [layer])
+    held, found = again.store.read(ops.array(keys))
+    assert numpy(found).all() and again.sizes == {layer: 20}
+    np.testing.assert_allclose(held, codes, atol=1e-3)

@@ -104,6 +104,51 @@ def test_a_few_frequencies_hold_most_of_the_flow(trained):
     assert agreement[2] > 0.99
 
 
+@pytest.mark.parametrize("side", [32, 64, 96, 128, 224, 384, 512])
+def test_a_code_holds_the_flow_at_every_size(side):
+    _, (images, labels) = ksa.datasets.load_photographs(side, crops=1)
+    images, labels = images[1::5].astype("float32"), labels[1::5]
+    keras.utils.set_random_seed(0)
+    convolutions = keras.Sequential(
+        [
+            keras.Input(images.shape[1:]),
+            layers.Rescaling(1 / 127.5, -1),
+            layers.Conv2D(16, 3, strides=2, activation="relu"),
+            layers.Conv2D(32, 3, strides=2, activation="relu"),
+            layers.GlobalAveragePooling2D(),
+            layers.Dense(10),
+        ]
+    )
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    gradients = ksa.per_image_gradients(convolutions, images, labels, loss=loss)
+    noise = np.random.default_rng(0).normal(size=images.shape)
+    for smoothness in (None, 1000.0, 100.0):
+        flow = ksa.AdversarialFlow(smoothness=smoothness)
+        needed = flow.code_size(images)
+        for given in (gradients, noise):
+            assert cosines(flow, images, given, max(8, needed)).min() > 0.95
+            enough = cosines(flow, images, given, max(8, -(-2 * needed // 3)))
+            assert enough.min() > 0.9
+    few = cosines(ksa.AdversarialFlow(smoothness=100.0), images, gradients, 8)
+    assert side < 224 or few.max() < 0.9  # what a fixed size would lose
+
+
+def cosines(layer, images, gradients, size):
+    """Returns the cosine between the flow from the code and that of the gradient."""
+    strength = np.ones(len(images), "float32")
+    images, gradients = map(ops.convert_to_tensor, (images, gradients))
+    codes = layer.code_of(images, gradients, size)
+    one, other = (
+        ops.convert_to_numpy(flow).reshape(len(images), -1)
+        for flow in (
+            layer.make_field(images, gradients, strength),
+            layer.decode(images, codes, size, strength),
+        )
+    )
+    norms = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
+    return (one * other).sum(axis=1) / norms
+
+
 @pytest.mark.parametrize("dtype", ["uint8", "float64"])
 def test_every_dtype_of_images_can_be_reused(images, labels, dtype):
     model = build("sequential")
