@@ -142,7 +142,7 @@ def draw(
         print(f"| {side} | {' | '.join(measured for _, measured in cells)} |")
         # The image whose gradient is the median of those that are not zero.
         sizes = np.square(gradients).sum(axis=(1, 2, 3))
-        chosen = np.argsort(sizes)[(len(sizes) + 1) // 2]
+        chosen = np.argsort(sizes)[len(sizes) // 2]
         row[0].set_ylabel(f"{side} pixels", fontsize=8)
         for axis, pictures in zip(row, (images, *(made for made, _ in cells))):
             axis.imshow(pictures[chosen].squeeze() / 255, cmap="gray", vmin=0, vmax=1)

@@ -2,7 +2,7 @@
 
 With s the shorter side in pixels: displacements up to `s / 8`, a smoothness of
 `(s / 3)**2` and a damping of `10 / s**2`. The same picture at another size then gets
-the same change.
+the same change. `benchmarks/results/sweeps.txt` has what other factors do.
 """
 
 

@@ -17,6 +17,7 @@ import keras_structadv as ksa
 from keras_structadv.backends import framework
 from keras_structadv.training.fingerprint import fingerprint
 from keras_structadv.warp import move_boxes, move_points
+from tests.models import bind_as_fit_does
 
 STORED = pathlib.Path(__file__).with_name("stored_values.npz")
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -150,7 +151,7 @@ def test_a_step_sees_the_weights_of_that_very_step(channels, jit_compile):
     model = network(channels, jit_compile=jit_compile)
     fit(model, x, y, ksa.AdversarialTraining(fixed(kind)), batch_size=2, epochs=2)
     by_hand = network(channels)
-    layer = fixed(kind).bind(by_hand)
+    layer = bind_as_fit_does(fixed(kind), by_hand)
     for start in (*range(0, 8, 2), *range(0, 8, 2)):
         batch = slice(start, start + 2)
         by_hand.train_on_batch(*layer(x[batch], y[batch]))

@@ -74,7 +74,7 @@ def test_more_steps_raise_the_loss_further_within_the_budget(photographs):
         inside = np.clip(x + numpy(augmented.fields), 0, 255)
         np.testing.assert_allclose(augmented.images, inside, atol=1e-3)
         assert numpy(augmented.sizes).max() <= 0.06 + 1e-5
-    assert means[1] > 1.1 * means[0]
+    assert means[1] > means[0] + 0.1
 
 
 def test_the_images_stay_in_their_range(photographs):
