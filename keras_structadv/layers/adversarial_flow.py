@@ -20,7 +20,6 @@ from keras_structadv.flow import (
 )
 from keras_structadv.layers.base import StructuredAdversary
 from keras_structadv.layers.masks_boxes_points import is_mask, move_annotations
-from keras_structadv.layers.steps import Start
 from keras_structadv.scaling import is_zero
 from keras_structadv.warp import compose_flows, dense_image_warp
 
@@ -50,10 +49,8 @@ class AdversarialFlow(StructuredAdversary):
             longest displacement bounds the whole flow.
         step_size: the size of each step, > 0, as a fraction of the strength. `None`
             for 1 with one step, 2.5 / steps with several.
-        random_start: `True` to start from a random flow of the drawn displacement,
-            where the first gradient is then taken. A number or a pair draws the
-            displacement of the start from a range of its own, which adds to the
-            budget.
+        random_start: whether a random flow of the drawn displacement comes first, and
+            the gradient is taken there. Fields then differ from epoch to epoch.
         loss: a loss as `model.compile` takes it; `None` for the model's own.
         value_range: the lowest and the highest value of the images.
         seed: integer; `None` for a random one.
@@ -105,7 +102,7 @@ class AdversarialFlow(StructuredAdversary):
         target: str | None = None,
         steps: int = 1,
         step_size: float | None = None,
-        random_start: Start = False,
+        random_start: bool = False,
         loss: Any = None,
         value_range: tuple[float, float] = (0, 255),
         seed: int | None = None,

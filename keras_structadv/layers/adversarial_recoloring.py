@@ -8,7 +8,6 @@ from keras import ops
 
 from keras_structadv.backends import shared
 from keras_structadv.layers.base import StructuredAdversary
-from keras_structadv.layers.steps import Start
 from keras_structadv.recoloring import (
     MEAN_WEIGHT,
     adversarial_recoloring,
@@ -54,10 +53,8 @@ class AdversarialRecoloring(StructuredAdversary):
             magnitude bounds the whole perturbation.
         step_size: the size of each step, > 0, as a fraction of the strength. `None`
             for 1 with one step, 2.5 / steps with several.
-        random_start: `True` to start from a random recolouring of the drawn magnitude,
-            where the first gradient is then taken. A number or a pair draws the
-            magnitude of the start from a range of its own, which adds to the
-            budget.
+        random_start: whether a random recolouring of the drawn magnitude comes first,
+            and the gradient is taken there. Fields then differ from epoch to epoch.
         loss: a loss as `model.compile` takes it; `None` for the model's own.
         value_range: the lowest and the highest value of the images: `(0, 1)` for
             images scaled to [0, 1]. Magnitudes are fractions of it.
@@ -116,7 +113,7 @@ class AdversarialRecoloring(StructuredAdversary):
         target: str | None = None,
         steps: int = 1,
         step_size: float | None = None,
-        random_start: Start = False,
+        random_start: bool = False,
         loss: Any = None,
         value_range: tuple[float, float] = (0, 255),
         seed: int | None = None,

@@ -57,10 +57,9 @@ class Adversary(Hooks):
             selection.pick(x) for x in (whole, labels, targets, extra or {})
         )
         pack = pack and functools.partial(pack, chosen=selection.places)
-        factor = strength * selection.active
-        drawn = factor * self.draw_strength(originals)
+        drawn = strength * selection.active * self.draw_strength(originals)
         field, changed, gain = self._perturbed(
-            originals, labels, targets, drawn, factor, extra, pack
+            originals, labels, targets, drawn, extra, pack
         )
         sizes = self.measure(originals, changed, field, drawn)
         changed = self.layout.restored(selection.put_back(whole, changed))
@@ -92,7 +91,7 @@ class Adversary(Hooks):
         self.check_visible_values(images)
         originals = self.layout.channels_last(ops.cast(images, "float32"))
         drawn = self.draw_strength(originals)
-        return self._perturbed(originals, labels, None, drawn, 1.0, {}, None)[0]
+        return self._perturbed(originals, labels, None, drawn, {}, None)[0]
 
     def _perturbed(
         self,
@@ -100,16 +99,14 @@ class Adversary(Hooks):
         labels: Any,
         targets: Any,
         strength: Any,
-        factor: Any,
         extra: dict,
         pack: Callable[..., Any] | None,
     ) -> tuple[Any, Any, Any]:
         """Returns `(fields, changed images, gains)` for channels-last images."""
         forward = self.binding.forward(self, pack) if self.takes_gradient else None
         current, field, gain, plan = originals, None, 0.0, self.plan
-        start = plan.draw_start(strength, factor, self.draw_uniform)
-        if start is not None:
-            field = self.random_field(originals, start, **extra)
+        if plan.random_start:
+            field = self.random_field(originals, strength, **extra)
             current = self._applied(originals, field)
         for _ in range(plan.count):
             gradients = None
@@ -123,7 +120,7 @@ class Adversary(Hooks):
             )
             field = step if field is None else self.compose(field, step)
             if not plan.is_single:
-                field = self.within_budget(field, plan.budget(strength, start))
+                field = self.within_budget(field, strength)
             moved = self._applied(originals, field)
             if gradients is not None:
                 rise = ops.sum(gradients * (moved - current), axis=(1, 2, 3))

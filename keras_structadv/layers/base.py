@@ -19,7 +19,7 @@ from keras_structadv.layers.binding import Binding
 from keras_structadv.layers.layout import Layout
 from keras_structadv.layers.masks_boxes_points import BOX_FORMATS
 from keras_structadv.layers.selection import seed_for
-from keras_structadv.layers.steps import Start, Steps
+from keras_structadv.layers.steps import Steps
 from keras_structadv.layers.value_range import check_values
 
 _TARGETS = (None, *TARGETS)
@@ -40,9 +40,8 @@ class StructuredAdversary(Adversary):
             strength bounds the whole field.
         step_size: the size of each step, > 0, as a fraction of the strength. `None`
             for 1 with one step, 2.5 / steps with several.
-        random_start: `True` to start from a random field of the drawn strength, where
-            the first gradient is then taken. A number or a pair draws the strength of
-            the start as that of the layer is drawn; it adds to the budget.
+        random_start: whether a random field of the drawn strength comes first, and the
+            gradient is taken there. Fields then differ from epoch to epoch.
         loss: a loss as `model.compile` takes it; `None` for the model's own.
         value_range: the lowest and the highest value of the images.
         seed: integer; `None` for a random one.
@@ -73,7 +72,7 @@ class StructuredAdversary(Adversary):
         target: str | None = None,
         steps: int = 1,
         step_size: float | None = None,
-        random_start: Start = False,
+        random_start: bool = False,
         loss: Any = None,
         value_range: tuple[float, float] = (0, 255),
         seed: int | None = None,
@@ -100,7 +99,7 @@ class StructuredAdversary(Adversary):
         self.plan = Steps.checked(steps, step_size, random_start)
         self.steps = self.plan.count
         self.step_size = None if step_size is None else float(step_size)
-        self.random_start = self.plan.as_given(random_start)
+        self.random_start = random_start
         self.loss = loss
         self.value_range = range_pair("value_range", value_range)
         self.seed = seed
@@ -108,7 +107,7 @@ class StructuredAdversary(Adversary):
         self.data_format = self.layout.data_format
         self.bounding_box_format = bounding_box_format
         self.seed_generator = keras.random.SeedGenerator(self.stream())
-        if self.plan.start is not False or not self.takes_gradient:
+        if random_start or not self.takes_gradient:
             # Of its own, so that the other draws stay paired between kinds of fields.
             noise = self.stream("noise")
             self.noise_generator = keras.random.SeedGenerator(noise)

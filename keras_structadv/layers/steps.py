@@ -1,14 +1,9 @@
 """The steps of a field within its budget, and the random start before them."""
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
-from keras import ops
-
-from keras_structadv.checks import check_count, check_number, strength_range
-
-Start = bool | float | tuple[float, float]
+from keras_structadv.checks import check_count, check_number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,13 +13,12 @@ class Steps:
     Attributes:
         count: number of steps, >= 1.
         share: the size of each step, as a fraction of the strength.
-        start: `False` for no random start, `True` for one of the drawn strength, or
-            the range from which its strength is drawn.
+        random_start: whether a random field comes first.
     """
 
     count: int
     share: float
-    start: bool | tuple[float, float]
+    random_start: bool
 
     @classmethod
     def checked(cls, steps: Any, step_size: Any, random_start: Any) -> "Steps":
@@ -41,35 +35,12 @@ class Steps:
         share = 1.0 if count == 1 else 2.5 / count
         share = share if step_size is None else float(step_size)
         if not isinstance(random_start, bool):
-            random_start = strength_range("random_start", random_start)
+            raise ValueError(
+                f"Received random_start={random_start!r}. Pass True or False."
+            )
         return cls(count, share, random_start)
-
-    def as_given(self, random_start: Any) -> Start:
-        """Returns `random_start` as a bool, a float or a pair of floats."""
-        pair = isinstance(random_start, (tuple, list))
-        return self.start if pair or isinstance(self.start, bool) else self.start[1]
 
     @property
     def is_single(self) -> bool:
         """Whether a field is one step of exactly its strength."""
-        return self.count == 1 and self.share == 1 and self.start is False
-
-    def draw_start(self, strength: Any, factor: Any, draw: Callable[[Any], Any]) -> Any:
-        """Returns the strength of each random start, float32, (batch,), or `None`.
-
-        Args:
-            strength: float32, (batch,), of the fields.
-            factor: a number or (batch,), multiplies what is drawn from a range.
-            draw: returns `count` draws from U(0, 1), float32, (count,).
-        """
-        if isinstance(self.start, bool):
-            return strength if self.start else None
-        low, high = self.start
-        return factor * (low + (high - low) * draw(ops.shape(strength)[0]))
-
-    def budget(self, strength: Any, start: Any) -> Any:
-        """Returns the bound of each whole field, float32, (batch,).
-
-        A start with a range of its own adds to the strength.
-        """
-        return strength if isinstance(self.start, bool) else strength + start
+        return self.count == 1 and self.share == 1 and not self.random_start

@@ -156,7 +156,7 @@ def test_config_round_trip():
         "target": "random",
         "steps": 3,
         "step_size": 0.5,
-        "random_start": (1.0, 2.0),
+        "random_start": True,
         "loss": keras.losses.CategoricalCrossentropy(label_smoothing=0.1),
         "value_range": (0, 1),
         "seed": 7,

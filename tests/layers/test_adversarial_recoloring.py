@@ -159,7 +159,7 @@ def test_config_round_trip():
         "target": "random",
         "steps": 3,
         "step_size": 0.5,
-        "random_start": 0.2,
+        "random_start": True,
         "value_range": (0, 1),
         "seed": 7,
         "data_format": "channels_first",
