@@ -85,7 +85,7 @@ def _lost(
         for places in np.resize(left, (-(-len(left) // size), size)):
             budget = np.full(size, strength, "float32")
             for fooled in attempts(images[places], labels[places], budget):
-                lost[number:, places] |= fooled
+                lost[number:, places[fooled]] = True  # an image may stand there twice
                 if lost[number, places].all():
                     break
     return lost

@@ -69,15 +69,7 @@ def space(cell: Cell) -> dict[str, optuna.distributions.BaseDistribution]:
             "num_ops": optuna.distributions.IntDistribution(1, 3),
         },
     }
-    found = ranges[cell.table]
-    if cell.adversary == "flow-three-steps":
-        found["random_start"] = choice([False, True])
-    elif cell.adversary == "flow-random-start":
-        # Of the strength of the flow, or in pixels.
-        found["random_start"] = choice([True, side / 8, side / 4, side / 3])
-    elif cell.adversary == "recoloring-random-start":
-        found["random_start"] = choice([True, 0.2, 0.5, 0.8])
-    return found
+    return ranges[cell.table]
 
 
 def arguments_of(cell: Cell, drawn: dict) -> dict:
