@@ -2,7 +2,7 @@
 
 Trains a small CNN on few images of data sets that need no download, with several seeds
 for each row. Prints accuracies, standard errors and paired differences. Flows and
-recolourings have their default smoothness, coherence and rate.
+recolourings have their default coherence and rate; flows a smoothness of 100.
 
     python -m benchmarks.demo [--seeds 3 2 2] [--data digits glyphs colour-glyphs]
         [--picture demo.png] [--small]

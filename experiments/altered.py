@@ -1,5 +1,6 @@
 """Adversarial layers and a normalization, each altered in one way for `variants`."""
 
+import dataclasses
 from typing import Any
 
 import keras
@@ -109,8 +110,27 @@ class RecoloringJittered(ksa.AdversarialRecoloring):
         return mixed * scale[:, None, None, None]
 
 
+class FlowByMovingStatistics(ksa.AdversarialFlow):
+    """The flow of a gradient in inference mode, with moving statistics."""
+
+    def gradient(self, forward: Any, images: Any, labels: Any, targets: Any) -> Any:
+        """The gradient of each image, as outside of `fit`."""
+        binding = dataclasses.replace(self.binding, in_training=False)
+        forward = binding.forward(self, None)
+        return super().gradient(forward, images, labels, targets)
+
+
+class FlowByWholeBatch(ksa.AdversarialFlow):
+    """Takes the gradient of a whole batch, with its statistics, to move half of it."""
+
+    def draw_strength(self, images: Any) -> Any:
+        """The strengths, zero for half of the images by chance."""
+        moved = self.draw_uniform(ops.shape(images)[0]) < 0.5
+        return super().draw_strength(images) * ops.cast(moved, "float32")
+
+
 class InTrainingMode:
-    """Takes the gradient in training mode, with the statistics of the batch."""
+    """Takes the gradient in training mode, through the statistics of the batch."""
 
     def gradient(self, forward: Any, images: Any, labels: Any, targets: Any) -> Any:
         """The gradient of each image; it depends on the other images of the batch."""

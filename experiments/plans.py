@@ -6,6 +6,8 @@ from typing import Any
 
 import keras_structadv as ksa
 from experiments.altered import (
+    FlowByMovingStatistics,
+    FlowByWholeBatch,
     FlowInTrainingMode,
     Mixed,
     RecoloringInTrainingMode,
@@ -28,6 +30,9 @@ PLAIN = (
 )
 
 
+MOVING = "moving statistics"  # the form without a change of the statistics
+
+
 class Variant:
     """One change to the plain form of an adversary.
 
@@ -39,6 +44,7 @@ class Variant:
         schedule: function from the elapsed fraction of the training to a factor on the
             strength.
         split: whether augmented images have their own BatchNormalization statistics.
+        momentum: of BatchNormalization; `None` for that of the model.
         **arguments: of the layer.
     """
 
@@ -51,6 +57,7 @@ class Variant:
         fixed: bool = False,
         schedule: Callable[[float], float] | None = None,
         split: bool = False,
+        momentum: float | None = None,
         **arguments: Any,
     ):
         self.kind = first_half(kind) if split else kind
@@ -58,7 +65,9 @@ class Variant:
         self.scale = scale
         self.fixed = fixed
         self.schedule = schedule
-        self.model = {"normalization": SplitBatchNormalization} if split else {}
+        self.model: dict = {"normalization": SplitBatchNormalization} if split else {}
+        if momentum is not None:
+            self.model["momentum"] = momentum
         self.arguments = arguments
 
     def callbacks(self, cell: Cell, seed: int, **store: Any) -> list:
@@ -177,7 +186,26 @@ def _recoloring_variants() -> dict:
     return variants
 
 
+def _statistics_variants() -> dict:
+    """Where the gradient pass has the statistics of BatchNormalization from."""
+    kinds = {
+        "random": (ksa.RandomFlow, 0.5),
+        MOVING: (FlowByMovingStatistics, 0.5),
+        "statistics of the changed images": (ksa.AdversarialFlow, 0.5),
+        "gradient through these": (FlowInTrainingMode, 0.5),
+        "statistics of the whole batch": (FlowByWholeBatch, 1.0),
+    }
+    return {
+        f"{name}, momentum {momentum}": Variant(
+            kind, momentum=momentum, max_displacement=4.0, rate=rate
+        )
+        for momentum in (0.9, 0.99, 0.999)
+        for name, (kind, rate) in kinds.items()
+    }
+
+
 VARIANTS = {
+    "mnist-200": _statistics_variants(),
     "digits": _flow_variants(),
     "glyphs": _flow_variants(),
     "colour-glyphs": _recoloring_variants(),

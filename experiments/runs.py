@@ -107,7 +107,7 @@ def train(
 
     Returns:
         The model, and its record as JSON holds it: the cell, the accuracy on each set,
-        also under attack, the last entry of each list in `History`.
+        also under attack, the last and the third entry of each list in `History`.
     """
     begin = time.time()
     if smoke:
@@ -162,6 +162,7 @@ def train(
         "accuracy": measured,
         **({"worst_case": worst} if worst else {}),
         "history": {k: v[-1] for k, v in history.items() if v},
+        "early": {k: v[min(2, len(v) - 1)] for k, v in history.items() if v},
         "paper": cell.paper,
         "digest": cell.digest(),
         "settings": dataclasses.asdict(cell),

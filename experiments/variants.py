@@ -14,9 +14,10 @@ import pathlib
 import numpy as np
 
 from experiments.cells import load_cells
-from experiments.plans import PLAIN, VARIANTS
+from experiments.plans import MOVING, PLAIN, VARIANTS
 from experiments.runs import run_all, train
 from experiments.table import append_record, comparison, read_records
+from keras_structadv.training.measures import GAIN
 
 
 def measure(job: tuple[str, str, int], smoke: bool = False) -> dict:
@@ -28,32 +29,47 @@ def measure(job: tuple[str, str, int], smoke: bool = False) -> dict:
     if variant is not None:
         changed = {"callbacks": variant.callbacks, **variant.model}
     record = train(cell, seed, held_out="validation", smoke=smoke, **changed)[1]
-    kept = ("digest", "seed", "accuracy", "history", "seconds", "versions")
-    return {"data": data, "variant": name} | {key: record[key] for key in kept}
+    kept = ("digest", "seed", "accuracy", "worst_case", "history", "early", "seconds")
+    kept = {key: record[key] for key in (*kept, "versions") if key in record}
+    return {"data": data, "variant": name} | kept
 
 
 def report(records: list[dict], data: str) -> str:
     """The tables of a data set, sorted by the gain over the random form."""
     tables = {}
     for record in records:
-        if record["data"] == data:
-            for measured, accuracy in record["accuracy"].items():
-                rows = tables.setdefault(measured, {})
-                row = rows.setdefault((record["variant"],), {})
-                row[record["seed"]] = accuracy
+        if record["data"] != data:
+            continue
+        for measured, accuracy in record["accuracy"].items():
+            worst = record.get("worst_case", {}).get(measured, {}).get("both", {})
+            values = {"accuracy": accuracy}
+            values |= {f"worst case, {key}": value for key, value in worst.items()}
+            if GAIN in record.get("early", {}):
+                values["gain in the third epoch"] = record["early"][GAIN]
+            for name, value in values.items():
+                rows = tables.setdefault(measured, {}).setdefault(name, {})
+                rows.setdefault((record["variant"],), {})[record["seed"]] = value
     bases = {
-        "random": lambda labels: ("random",),
-        "plain form": lambda labels: (labels[0].split(",")[0],),
+        "random": lambda labels: _base(labels[0], "random"),
+        "plain form": lambda labels: _base(labels[0], labels[0].split(",")[0]),
     }
     return "\n\n".join(
         comparison(
             ", ".join(x for x in (data, measured, "validation set") if x),
             ("variant",),
-            {"accuracy": _sorted(rows)},
+            {**measures, "accuracy": _sorted(measures["accuracy"])},
             bases,
         )
-        for measured, rows in tables.items()
+        for measured, measures in tables.items()
     )
+
+
+def _base(name: str, plain: str) -> tuple[str]:
+    """The labels of the row to subtract; another momentum is not a change of a form."""
+    _, found, momentum = name.partition(", momentum")
+    if not found:
+        return (plain,)
+    return (f"{'random' if plain == 'random' else MOVING}{found}{momentum}",)
 
 
 def _sorted(rows: dict) -> dict:

@@ -8,6 +8,8 @@ from keras import ops
 import keras_structadv as ksa
 from experiments import plans, variants
 from experiments.altered import (
+    FlowByMovingStatistics,
+    FlowByWholeBatch,
     FlowInTrainingMode,
     Mixed,
     RecoloringInTrainingMode,
@@ -22,6 +24,7 @@ from experiments.altered import (
 from experiments.cells import load_cells
 from experiments.controls import ColourJitter
 from keras_structadv.flow import longest_displacement
+from keras_structadv.layers.binding import Binding
 from tests.models import small_model
 
 
@@ -102,6 +105,26 @@ def test_gradient_in_training_mode(kind, images, labels):
     assert not np.allclose(*gradients, rtol=1e-2)  # statistics of the batch
     for variable, value in zip(model.variables, before):
         np.testing.assert_array_equal(variable, value)
+
+
+def test_the_statistics_of_a_gradient(images, labels):
+    model = small_model()
+    binding = Binding(model, in_training=True)
+    fields = {}
+    for kind in (ksa.AdversarialFlow, FlowByMovingStatistics, FlowByWholeBatch):
+        layer = kind((1, 1), rate=1.0, value_range=(0, 1), seed=1)
+        layer.binding = binding
+        fields[kind] = ops.convert_to_numpy(layer.augment(images, labels).fields)
+    plain = ksa.AdversarialFlow((1, 1), rate=1.0, value_range=(0, 1), seed=1)
+    plain = ops.convert_to_numpy(plain.bind(model).augment(images, labels).fields)
+    np.testing.assert_allclose(fields[FlowByMovingStatistics], plain, atol=1e-5)
+    assert np.abs(fields[ksa.AdversarialFlow] - plain).max() > 1e-3
+    whole = fields[FlowByWholeBatch]
+    still = ~whole.any(axis=(1, 2, 3))
+    assert 0 < still.sum() < 6
+    np.testing.assert_allclose(
+        whole[~still], fields[ksa.AdversarialFlow][~still], atol=1e-5
+    )
 
 
 def test_split_statistics():
