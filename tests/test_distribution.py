@@ -14,7 +14,7 @@ import pytest
 from keras import ops
 
 import keras_structadv as ksa
-from tests.models import small_model
+from tests.models import bind_as_fit_does, small_model
 
 pytest.importorskip("tensorflow")
 
@@ -278,7 +278,7 @@ def test_an_optimizer_that_does_more(name, images, labels):
     assert_close(state(without), state(plain), atol=1e-6)
     model = fitted(ksa.AdversarialTraining(flow()))
     by_hand = build(optimizer=OPTIMIZERS[name]())
-    layer = flow().bind(by_hand)
+    layer = bind_as_fit_does(flow(), by_hand)
     for start in (0, 2, 4, 0, 2, 4):
         moved, true = layer(images[start : start + 2], labels[start : start + 2])
         by_hand.train_on_batch(ops.convert_to_numpy(moved), true)

@@ -8,6 +8,7 @@ from keras import layers, ops
 import keras_structadv as ksa
 from tests.models import (
     assert_same_weights,
+    bind_as_fit_does,
     build,
     layer,
     loss_from_logits,
@@ -183,7 +184,8 @@ def test_recolouring_from_a_basis_in_the_data(images, labels, tmp_path):
         callbacks=[ksa.AdversarialTraining(recolor(rate=1.0))],
     )
     by_hand = build("functional")
-    moved = recolor(rate=1.0).bind(by_hand)({**data, "labels": labels})["images"]
+    given = bind_as_fit_does(recolor(rate=1.0), by_hand)
+    moved = given({**data, "labels": labels})["images"]
     by_hand.train_on_batch(ops.convert_to_numpy(moved), labels)
     assert_same_weights(model, by_hand, atol=1e-4)
     model = build("functional")
