@@ -1,6 +1,5 @@
 """Adversarial layers and a normalization, each altered in one way for `variants`."""
 
-import dataclasses
 from typing import Any
 
 import keras
@@ -9,7 +8,8 @@ from keras import layers, ops
 import keras_structadv as ksa
 from experiments.controls import channel_jitter
 from keras_structadv.flow import longest_displacement, random_flow
-from keras_structadv.gradients import gradients_of
+from keras_structadv.gradients import Inference, gradients_of
+from keras_structadv.layers.selection import Augmented
 
 
 class Altered(ksa.AdversarialFlow):
@@ -115,13 +115,20 @@ class FlowByMovingStatistics(ksa.AdversarialFlow):
 
     def gradient(self, forward: Any, images: Any, labels: Any, targets: Any) -> Any:
         """The gradient of each image, as outside of `fit`."""
-        binding = dataclasses.replace(self.binding, in_training=False)
-        forward = binding.forward(self, None)
-        return super().gradient(forward, images, labels, targets)
+        inference = Inference(self.binding.model)
+        return super().gradient(inference, images, labels, targets)
 
 
 class FlowByWholeBatch(ksa.AdversarialFlow):
-    """Takes the gradient of a whole batch, with its statistics, to move half of it."""
+    """Takes the gradient of a whole batch, with its statistics, to move half of it.
+
+    With a rate of 1.
+    """
+
+    def augment(self, *args: Any, **kwargs: Any) -> Augmented:
+        """Means over the moved images: twice those over all images."""
+        done = super().augment(*args, **kwargs)
+        return done._replace(gain=2 * done.gain, sizes=2 * done.sizes)
 
     def draw_strength(self, images: Any) -> Any:
         """The strengths, zero for half of the images by chance."""

@@ -23,6 +23,7 @@ def worst_case(
     strengths: Sequence[float] = (1.0, 2.0),
     count: int = 400,
     steps: int = 10,
+    restarts: int = 3,
     fields: int = 64,
     seed: int = 0,
 ) -> dict[str, dict[str, float]]:
@@ -40,7 +41,8 @@ def worst_case(
         strengths: budgets, ascending: pixels, or root mean squares as fractions of the
             value range.
         count: images to attack.
-        steps: steepest steps after one random start; every iterate is an attempt.
+        steps: steepest steps after a random start; every iterate is an attempt.
+        restarts: random starts.
         fields: random fields.
         seed: seed of the random fields.
 
@@ -51,7 +53,7 @@ def worst_case(
     x, y = images[:count].astype("float32"), labels[:count]
     layer = _layer(kind, min(x.shape[1:3]), seed)
     attempts = {
-        "gradient": _steepest(model, layer, steps),
+        "gradient": _steepest(model, layer, steps, restarts),
         "random": _random(model, layer, fields),
     }
     lost = {name: _lost(tried, x, y, strengths) for name, tried in attempts.items()}
@@ -91,7 +93,9 @@ def _lost(
     return lost
 
 
-def _steepest(model: keras.Model, layer: StructuredAdversary, steps: int) -> Callable:
+def _steepest(
+    model: keras.Model, layer: StructuredAdversary, steps: int, restarts: int
+) -> Callable:
     """Attempts by the iterates of steepest steps within the budget."""
     loss = keras.losses.SparseCategoricalCrossentropy(True, reduction="sum")
 
@@ -113,10 +117,11 @@ def _steepest(model: keras.Model, layer: StructuredAdversary, steps: int) -> Cal
         return _fooled(logits, labels), field
 
     def attempts(images: Any, labels: Any, strength: Any) -> Iterator[np.ndarray]:
-        field = start(images, strength)
-        for _ in range(steps + 1):  # the last one makes a field that is not used
-            fooled, field = step(images, labels, field, strength)
-            yield fooled.numpy()
+        for _ in range(restarts):
+            field = start(images, strength)
+            for _ in range(steps + 1):  # the last one makes a field that is not used
+                fooled, field = step(images, labels, field, strength)
+                yield fooled.numpy()
 
     return attempts
 

@@ -58,6 +58,10 @@ class ComposedRandomFlow(ksa.RandomFlow):
         second = super().make_field(images, gradients, strength, **extra)
         return self.within_budget(self.compose(first, second), strength)
 
+    def measure(self, images: Any, changed: Any, field: Any, strength: Any) -> Any:
+        """The longest displacements, some of which are below the drawn ones."""
+        return self.size_of(field)
+
 
 class RandomSignFlow(ksa.AdversarialFlow):
     """Moves each image up or down the loss along its flow, by chance.

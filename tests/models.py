@@ -5,7 +5,7 @@ import numpy as np
 from keras import layers, ops
 
 import keras_structadv as ksa
-from keras_structadv.layers.binding import Binding
+from keras_structadv.layers.passes import during_train_step
 from keras_structadv.training.fit import Fit
 
 
@@ -116,9 +116,14 @@ def recolor(**kwargs):
 
 
 def bind_as_fit_does(layer, model):
-    """Binds a layer as the callback does: it takes the statistics of the batch."""
-    layer.binding = Binding(model, in_training=True)
-    return layer
+    """Binds a layer; returns its call with the statistics of the batch, as in `fit`."""
+    layer.bind(model)
+
+    def call(*args, **kwargs):
+        with during_train_step():
+            return layer(*args, **kwargs)
+
+    return call
 
 
 def reuse(layer=None, **kwargs):

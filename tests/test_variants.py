@@ -24,7 +24,7 @@ from experiments.altered import (
 from experiments.cells import load_cells
 from experiments.controls import ColourJitter
 from keras_structadv.flow import longest_displacement
-from keras_structadv.layers.binding import Binding
+from keras_structadv.layers.passes import during_train_step
 from tests.models import small_model
 
 
@@ -109,12 +109,11 @@ def test_gradient_in_training_mode(kind, images, labels):
 
 def test_the_statistics_of_a_gradient(images, labels):
     model = small_model()
-    binding = Binding(model, in_training=True)
     fields = {}
     for kind in (ksa.AdversarialFlow, FlowByMovingStatistics, FlowByWholeBatch):
-        layer = kind((1, 1), rate=1.0, value_range=(0, 1), seed=1)
-        layer.binding = binding
-        fields[kind] = ops.convert_to_numpy(layer.augment(images, labels).fields)
+        layer = kind((1, 1), rate=1.0, value_range=(0, 1), seed=1).bind(model)
+        with during_train_step():
+            fields[kind] = ops.convert_to_numpy(layer.augment(images, labels).fields)
     plain = ksa.AdversarialFlow((1, 1), rate=1.0, value_range=(0, 1), seed=1)
     plain = ops.convert_to_numpy(plain.bind(model).augment(images, labels).fields)
     np.testing.assert_allclose(fields[FlowByMovingStatistics], plain, atol=1e-5)

@@ -11,6 +11,8 @@ from keras import ops
 
 from keras_structadv.backends import current_values
 
+_FEW = 8
+
 
 class Inference(keras.layers.Layer):
     """Calls a model in inference mode and leaves no trace in it.
@@ -25,6 +27,8 @@ class Inference(keras.layers.Layer):
         batch_statistics: whether `BatchNormalization` takes the statistics of its own
             inputs in place of the moving ones, which mean nothing early in training.
             They count as constants: an image's gradient goes through itself only.
+            Moving statistics stay where a layer is frozen, gets a mask or
+            `training=False` from the model, or fewer than 8 values for a channel.
     """
 
     def __init__(
@@ -37,19 +41,21 @@ class Inference(keras.layers.Layer):
         takes_mode = any(
             p.name == "training" or p.kind == p.VAR_KEYWORD for p in parameters
         )
-        mode = {"training": False} if takes_mode else {}
+        # Layers that inherit the mode get a 0, and `False` where the model says so.
+        self._mode: Any = 0 if batch_statistics else False
+        mode = {"training": self._mode} if takes_mode else {}
         # Not `model(inputs)`: inside a call of the model itself, Keras would take the
         # end of this call for the end of that one.
         self._call_model = lambda inputs: model.call(inputs, **mode)
         # In a stateless scope the weights are in the scope.
         self._values = lambda: values or current_values(model.variables)
-        self._norms = list(_trainable_norms(model)) if batch_statistics else []
+        self._norms = _norms(model) if batch_statistics else []
         self._set_mode = _InMode()
         self.built = True
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         """Returns the predictions of the model."""
-        self._set_mode(inputs, training=False)
+        self._set_mode(inputs, training=self._mode)
         with keras.StatelessScope(self._values()), _of_their_batch(self._norms):
             predictions = self._call_model(inputs)
         # The layers that follow in the outer call inherit this mode, also `None`.
@@ -84,18 +90,19 @@ def parts_of(model: keras.layers.Layer, kind: type) -> list[Any]:
     return found
 
 
-def _trainable_norms(model: keras.Model) -> list[keras.layers.BatchNormalization]:
-    """Returns the layers that normalize by their batch when the model is trained."""
-    norms = parts_of(model, keras.layers.BatchNormalization)
-    return [layer for layer in norms if layer.trainable]
+def _norms(model: keras.Model) -> list[keras.layers.BatchNormalization]:
+    """Returns the layers that normalize by their batch where the model is trained."""
+    kind = keras.layers.BatchNormalization
+    return [
+        layer
+        for layer in parts_of(model, kind)
+        if layer.trainable and type(layer).call is kind.call
+    ]
 
 
 @contextlib.contextmanager
 def _of_their_batch(norms: list) -> Iterator[None]:
-    """Makes normalization layers set their statistics to those of their inputs.
-
-    Inside a stateless scope only, which forgets them.
-    """
+    """Makes layers normalize by their inputs where they inherit the mode."""
     plain = [(layer, vars(layer).get("call"), layer.call) for layer in norms]
     for layer, _, call in plain:
         # Past Keras, which would look into the attribute.
@@ -110,15 +117,33 @@ def _of_their_batch(norms: list) -> Iterator[None]:
                 vars(layer)["call"] = own
 
 
-def _normalized(layer: Any, call: Any, inputs: Any, **arguments: Any) -> Any:
-    """Calls a normalization layer in inference, with the statistics of its inputs."""
-    fixed = ops.stop_gradient(ops.cast(inputs, layer.moving_mean.dtype))
-    axis = layer.axis % len(fixed.shape)
-    others = tuple(i for i in range(len(fixed.shape)) if i != axis)
-    mean, variance = ops.moments(fixed, others)
-    layer.moving_mean.assign(mean)
-    layer.moving_variance.assign(variance)
-    return call(inputs, **{**arguments, "training": False})
+def _normalized(
+    layer: Any, call: Any, inputs: Any, training: Any = None, mask: Any = None
+) -> Any:
+    """Calls a normalization layer with the statistics of its inputs, as constants.
+
+    Nothing is assigned: a rematerialized layer is called again outside of the pass.
+    """
+    if mask is not None or isinstance(training, bool):  # the model sets the mode itself
+        return call(inputs, training=training, mask=mask)
+    x = ops.cast(inputs, keras.backend.result_type(inputs.dtype, "float32"))
+    axis = layer.axis % len(x.shape)
+    others = tuple(i for i in range(len(x.shape)) if i != axis)
+    mean, variance = ops.moments(ops.stop_gradient(x), others)
+    # Normalized by themselves, a few values are always the same.
+    few = ops.prod(ops.convert_to_tensor([ops.shape(x)[i] for i in others])) < _FEW
+    mean = ops.where(few, ops.cast(layer.moving_mean, x.dtype), mean)
+    variance = ops.where(few, ops.cast(layer.moving_variance, x.dtype), variance)
+    outputs = ops.batch_normalization(
+        x,
+        mean,
+        variance,
+        axis,
+        offset=ops.cast(layer.beta, x.dtype) if layer.center else None,
+        scale=ops.cast(layer.gamma, x.dtype) if layer.scale else None,
+        epsilon=layer.epsilon,
+    )
+    return ops.cast(outputs, layer.compute_dtype)
 
 
 class _InMode(keras.layers.Layer):

@@ -12,7 +12,7 @@ from keras_structadv.gradients import Inference
 from keras_structadv.gradients.inference import parts_of
 from keras_structadv.gradients.inputs import only_input, stand_in_input
 from keras_structadv.layers.contract import ImageLayer
-from keras_structadv.layers.passes import Probe, during_probe
+from keras_structadv.layers.passes import Probe, during_probe, in_train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,14 +23,11 @@ class Binding:
         model: the model, `None` for a layer that is not bound.
         loss: overrides the loss of the layer and of the model.
         snapshot: the copy of the weights that is used instead of the live ones.
-        in_training: whether a callback trains the model: the gradient then takes the
-            statistics of the batch; see `Inference`.
     """
 
     model: keras.Model | None = None
     loss: Any = None
     snapshot: WeightSnapshot | None = None
-    in_training: bool = False
 
     def forward(
         self, layer: ImageLayer, inputs: Callable[[Any], Any] | None
@@ -64,7 +61,7 @@ class Binding:
             inputs = functools.partial(given, model)
         values = () if self.snapshot is None else self.snapshot.values()
         # All steps see the same weights.
-        inference = Inference(model, values, self.in_training)
+        inference = Inference(model, values, in_train_step())
 
         def forward(images: Any) -> Any:
             given = inputs(images)

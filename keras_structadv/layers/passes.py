@@ -44,6 +44,7 @@ class Probe:
 _STEP: contextvars.ContextVar[Step | None] = contextvars.ContextVar(
     "step", default=None
 )
+_TRAINS: contextvars.ContextVar[bool] = contextvars.ContextVar("trains", default=False)
 _PROBE: contextvars.ContextVar[Probe | None] = contextvars.ContextVar(
     "probe", default=None
 )
@@ -53,6 +54,11 @@ def current_step(model: keras.Model | None) -> Step | None:
     """Returns the step that trains a model, if one is being traced or run."""
     step = _STEP.get()
     return step if step is not None and step.model is model else None
+
+
+def in_train_step() -> bool:
+    """Returns whether a callback's training step is being traced or run."""
+    return _TRAINS.get()
 
 
 def current_probe(layer: keras.layers.Layer) -> Probe | None:
@@ -73,6 +79,11 @@ def _during(variable: contextvars.ContextVar, value: Any) -> Iterator[None]:
 def during_step(step: Step) -> contextlib.AbstractContextManager:
     """Tells the layers that are called meanwhile which step they are in."""
     return _during(_STEP, step)
+
+
+def during_train_step() -> contextlib.AbstractContextManager:
+    """Makes gradient passes take the statistics of the batch meanwhile."""
+    return _during(_TRAINS, True)
 
 
 def during_probe(probe: Probe) -> contextlib.AbstractContextManager:

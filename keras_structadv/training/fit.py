@@ -8,7 +8,6 @@ import keras
 
 from keras_structadv.backends import framework
 from keras_structadv.layers.base import StructuredAdversary
-from keras_structadv.layers.binding import Binding
 from keras_structadv.training.fresh_step import TrainStep
 from keras_structadv.training.gradient_store import GradientStore
 
@@ -61,8 +60,7 @@ class Fit:
         self._bindings = []
         for layer in layers:
             old = layer.binding
-            loss = old.loss if old.model is model else None
-            layer.binding = Binding(model, loss, in_training=True)
+            layer.bind(model, old.loss if old.model is model else None)
             self._bindings.append((layer, old, layer.binding))
         try:
             self._install()

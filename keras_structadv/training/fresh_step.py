@@ -9,7 +9,7 @@ from keras import ops
 from keras_structadv.backends import framework
 from keras_structadv.gradients.inputs import pack_of_real_inputs
 from keras_structadv.layers.base import StructuredAdversary
-from keras_structadv.layers.passes import Step, during_step
+from keras_structadv.layers.passes import Step, during_step, during_train_step
 from keras_structadv.layers.selection import Augmented
 from keras_structadv.training.batch import Batch, unpack
 from keras_structadv.training.measures import Measures
@@ -67,13 +67,14 @@ class FreshStep(TrainStep):
             self.measures.look_at(layer, batch.images)
             layer.check_layout(batch.images)
             if layer.rate > 0:
-                augmented = layer.augment(
-                    batch.images,
-                    batch.labels,
-                    strength=self.strength,
-                    extra=batch.extra_for(layer),
-                    pack=batch.pack,
-                )
+                with during_train_step():
+                    augmented = layer.augment(
+                        batch.images,
+                        batch.labels,
+                        strength=self.strength,
+                        extra=batch.extra_for(layer),
+                        pack=batch.pack,
+                    )
                 self.measures.count(layer, augmented)
                 batch = batch.moved(layer, augmented)
         data = batch.packed(batch.images, self.layers[0].compute_dtype)
@@ -116,7 +117,7 @@ class InsideStep(TrainStep):
             ops.convert_to_tensor(self.strength),  # that of this very step
             report,
         )
-        with during_step(step):
+        with during_step(step), during_train_step():
             logs = train_step(data)
         for layer, images, augmented in reports:
             self.measures.look_at(layer, images)

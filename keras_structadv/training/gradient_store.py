@@ -63,9 +63,18 @@ class GradientStore:
         self._codes: keras.Variable | Any = None
         self._layout = ""
 
+    @property
+    def length(self) -> int:
+        """How many numbers a code has; 0 before the table exists."""
+        return self._codes.shape[1] if self.built else 0
+
     def bytes_for(self, length: int) -> int:
         """Returns the bytes of the table for codes of `length` numbers."""
         return (self.capacity + 1) * (4 * 4 + 2 * length)
+
+    def length_for(self, size: int) -> int:
+        """Returns the length of the codes whose table takes this many bytes."""
+        return (size // (self.capacity + 1) - 4 * 4) // 2
 
     @property
     def built(self) -> bool:
@@ -88,7 +97,8 @@ class GradientStore:
                 raise ValueError(
                     f"The store holds codes of {held[0]} numbers ({held[1]}), and "
                     f"{length} ({layout}) are needed: it was made with another `size`, "
-                    "for smaller images or for other layers. Use a new GradientStore."
+                    "for other images or for other layers. Pass the `size` that it was "
+                    "made with, or use a new GradientStore."
                 )
             return
         self._layout = layout

@@ -1,9 +1,9 @@
 """The gradients kept for one model: their table, and whether they are found again."""
 
-import math
+import bisect
 import warnings
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -88,21 +88,35 @@ class KeptGradients:
         return lengths
 
     def chosen_sizes(self, images: Any, needed: dict) -> dict:
-        """Returns the k of each layer: that of the store, or what its fields need."""
+        """Returns the k of each layer: that of the store, or what its fields need.
+
+        A table that exists keeps its codes, whatever the size of the images is now.
+        """
         if self.store.size is not None:
             return dict.fromkeys(needed, self.store.size)
         sizes = {layer: max(_LEAST_SIZE, size) for layer, size in needed.items()}
-        share = _MOST_BYTES / self._bytes(images, sizes)
-        if share < 1:
-            most = max(_LEAST_SIZE, int(max(sizes.values()) * math.sqrt(share)))
-            sizes = {layer: min(most, size) for layer, size in sizes.items()}
-        return sizes
 
-    def _bytes(self, images: Any, sizes: dict) -> int:
-        """Returns the bytes of a table for codes of these sizes."""
-        return self.store.bytes_for(
-            sum(layer.code_length(images, size) for layer, size in sizes.items())
-        )
+        def capped(most: int) -> dict:
+            return {layer: min(most, size) for layer, size in sizes.items()}
+
+        def equal(most: int) -> dict:
+            return dict.fromkeys(sizes, most)
+
+        def largest(make: Callable[[int], dict], length: int) -> int:
+            ks = range(1, max(*sizes.values(), *images.shape[1:]) + 1)
+            return bisect.bisect_right(
+                ks, length, key=lambda k: self._length(images, make(k))
+            )
+
+        for make in (capped, equal) if self.store.built else ():
+            chosen = make(max(1, largest(make, self.store.length)))
+            if self._length(images, chosen) == self.store.length:
+                return chosen
+        most = largest(capped, self.store.length_for(_MOST_BYTES))
+        return capped(max(_LEAST_SIZE, most))
+
+    def _length(self, images: Any, sizes: dict) -> int:
+        return sum(layer.code_length(images, size) for layer, size in sizes.items())
 
     def _check_sizes(self, images: Any, needed: dict) -> None:
         """Warns of a layer whose codes lose much of the field."""
@@ -110,7 +124,8 @@ class KeptGradients:
             if size < needed[layer] * _ENOUGH:
                 shaped = layer.layout.channels_last(images[:1])
                 height, width = shaped.shape[1:3]
-                much = self._bytes(images, dict.fromkeys(needed, needed[layer]))
+                length = self._length(images, dict.fromkeys(needed, needed[layer]))
+                much = self.store.bytes_for(length)
                 warnings.warn(
                     f"Codes of {size} x {size} frequencies lose much of the fields of "
                     f"layer {layer.name!r} on images of {height} x {width} pixels. "

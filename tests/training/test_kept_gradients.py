@@ -242,3 +242,25 @@ def test_a_chosen_size_is_found_again_in_a_backup(tmp_path):
     held, found = again.store.read(ops.array(keys))
     assert numpy(found).all() and again.sizes == {layer: 20}
     np.testing.assert_allclose(held, codes, atol=1e-3)
+
+
+def test_a_store_serves_images_of_another_size():
+    layer = ksa.AdversarialFlow(smoothness=100.0)
+    kept = kept_for(layer, 32)
+    assert kept.sizes == {layer: 8}
+    kept.build(ops.zeros((1, 64, 64, 3)), [layer])  # would choose 13
+    assert kept.sizes == {layer: 8}
+    larger = kept_for(layer, 96)
+    larger.build(ops.zeros((1, 64, 64, 3)), [layer])
+    assert larger.sizes == {layer: 20}
+    with pytest.raises(ValueError, match="800 numbers .* and 128 .*`size`"):
+        larger.build(ops.zeros((1, 16, 16, 3)), [layer])
+
+
+@pytest.mark.parametrize("shape", [(16, 4096, 1), (64, 2048, 3), (224, 224, 3)])
+def test_a_chosen_table_is_bounded(shape):
+    layers = [ksa.AdversarialFlow(smoothness=30.0), ksa.AdversarialRecoloring()]
+    kept = KeptGradients(ksa.GradientStore())
+    with pytest.warns(UserWarning, match="lose much"):
+        lengths = kept.build(ops.zeros((1, *shape)), layers)
+    assert 2**27 < kept.store.bytes_for(sum(lengths)) <= 2**28
