@@ -110,6 +110,32 @@ class RecoloringJittered(ksa.AdversarialRecoloring):
         return mixed * scale[:, None, None, None]
 
 
+class FlowFromAfar(ksa.AdversarialFlow):
+    """A random start of U(0, 10) pixels, whatever the strength of the flow.
+
+    With `random_start=True` and one step.
+    """
+
+    def random_field(self, images: Any, strength: Any, **extra: Any) -> Any:
+        """Random flows of a length of their own; none where the strength is zero."""
+        drawn = 10.0 * self.draw_uniform(ops.shape(images)[0])
+        drawn = ops.where(strength > 0, drawn, 0.0)
+        return super().random_field(images, drawn, **extra)
+
+    def within_budget(self, field: Any, strength: Any) -> Any:
+        """The field: the start adds to the budget."""
+        return field
+
+
+class FlowFromNearby(ksa.AdversarialFlow):
+    """A random start of a part of the strength, drawn from U(0, 1)."""
+
+    def random_field(self, images: Any, strength: Any, **extra: Any) -> Any:
+        """Shorter random flows."""
+        drawn = strength * self.draw_uniform(ops.shape(images)[0])
+        return super().random_field(images, drawn, **extra)
+
+
 class FlowByMovingStatistics(ksa.AdversarialFlow):
     """The flow of a gradient in inference mode, with moving statistics."""
 

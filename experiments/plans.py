@@ -8,6 +8,8 @@ import keras_structadv as ksa
 from experiments.altered import (
     FlowByMovingStatistics,
     FlowByWholeBatch,
+    FlowFromAfar,
+    FlowFromNearby,
     FlowInTrainingMode,
     Mixed,
     RecoloringInTrainingMode,
@@ -186,8 +188,8 @@ def _recoloring_variants() -> dict:
     return variants
 
 
-def _statistics_variants() -> dict:
-    """Where the gradient pass has the statistics of BatchNormalization from."""
+def _mnist_variants() -> dict:
+    """Random starts; where the gradient pass has the statistics from."""
     kinds = {
         "random": (ksa.RandomFlow, 0.5),
         MOVING: (FlowByMovingStatistics, 0.5),
@@ -195,7 +197,24 @@ def _statistics_variants() -> dict:
         "gradient through these": (FlowInTrainingMode, 0.5),
         "statistics of the whole batch": (FlowByWholeBatch, 1.0),
     }
-    return {
+    start = {"max_displacement": 4.0, "rate": 1.0, "random_start": True}
+    starts = {
+        "random": Variant(ksa.RandomFlow, max_displacement=10.0, rate=1.0),
+        "fresh": Variant(ksa.AdversarialFlow, max_displacement=4.0, rate=1.0),
+        "fresh, random start": Variant(ksa.AdversarialFlow, **start),
+        "fresh, random start of U(0, 10) pixels": Variant(FlowFromAfar, **start),
+        "fresh, random start of a part": Variant(FlowFromNearby, **start),
+        "fresh, random start, U(0, 6) pixels": Variant(
+            ksa.AdversarialFlow, **{**start, "max_displacement": 6.0}
+        ),
+        "fresh, three steps": Variant(
+            ksa.AdversarialFlow, max_displacement=4.0, rate=1.0, steps=3
+        ),
+        "fresh, three steps, random start": Variant(
+            ksa.AdversarialFlow, **start, steps=3
+        ),
+    }
+    return starts | {
         f"{name}, momentum {momentum}": Variant(
             kind, momentum=momentum, max_displacement=4.0, rate=rate
         )
@@ -205,7 +224,7 @@ def _statistics_variants() -> dict:
 
 
 VARIANTS = {
-    "mnist-200": _statistics_variants(),
+    "mnist-200": _mnist_variants(),
     "digits": _flow_variants(),
     "glyphs": _flow_variants(),
     "colour-glyphs": _recoloring_variants(),

@@ -10,6 +10,8 @@ from experiments import plans, variants
 from experiments.altered import (
     FlowByMovingStatistics,
     FlowByWholeBatch,
+    FlowFromAfar,
+    FlowFromNearby,
     FlowInTrainingMode,
     Mixed,
     RecoloringInTrainingMode,
@@ -105,6 +107,23 @@ def test_gradient_in_training_mode(kind, images, labels):
     assert not np.allclose(*gradients, rtol=1e-2)  # statistics of the batch
     for variable, value in zip(model.variables, before):
         np.testing.assert_array_equal(variable, value)
+
+
+def test_random_starts(images, labels):
+    images, labels = np.tile(images, (8, 1, 1, 1)), np.tile(labels, 8)
+    longest = {}
+    for kind in (ksa.AdversarialFlow, FlowFromAfar, FlowFromNearby):
+        layer = kind((1, 1), rate=1.0, random_start=True, seed=1).bind(small_model())
+        longest[kind] = ops.convert_to_numpy(
+            longest_displacement(layer.fields(images, labels))
+        )
+        start = layer.random_field(images, np.ones(48, "float32"))
+        longest[kind, "start"] = ops.convert_to_numpy(longest_displacement(start))
+    assert longest[ksa.AdversarialFlow].max() < 1.001
+    assert longest[FlowFromNearby].max() < 1.001
+    assert 5 < longest[FlowFromAfar].max() < 11
+    assert longest[FlowFromNearby, "start"].min() < 0.3
+    np.testing.assert_allclose(longest[ksa.AdversarialFlow, "start"], 1, rtol=1e-4)
 
 
 def test_the_statistics_of_a_gradient(images, labels):
