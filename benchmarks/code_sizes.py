@@ -9,12 +9,11 @@ CNNs that tell photographs apart, and of white noise in the place of their gradi
 import argparse
 from typing import Any
 
-import keras
 import numpy as np
-from keras import layers, ops
+from keras import ops
 
 import keras_structadv as ksa
-from experiments.models import small_cnn
+from experiments.models import fitted_small_cnn
 from keras_structadv.datasets import PHOTOGRAPHS
 from keras_structadv.training.kept_gradients import KeptGradients
 
@@ -29,11 +28,7 @@ def gradients_of(side: int, count: int, epochs: int) -> tuple[np.ndarray, np.nda
     """Trains a model on crops of photographs; returns test crops, their gradients."""
     crops = max(2, min(30, 3000 // side))
     (x, y), (images, labels) = ksa.datasets.load_photographs(side, crops)
-    keras.utils.set_random_seed(0)
-    model = small_cnn(x.shape[1:], len(PHOTOGRAPHS), head=layers.GlobalAveragePooling2D)
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(keras.optimizers.Adam(3e-3), loss)
-    model.fit(x, y, 20, epochs, verbose=0)
+    model = fitted_small_cnn(x, y, len(PHOTOGRAPHS), batch_size=20, epochs=epochs)
     chosen = np.linspace(0, len(images) - 1, count).astype("int32")
     images = images[chosen].astype("float32")
     gradients = ksa.per_image_gradients(model, images, labels[chosen])

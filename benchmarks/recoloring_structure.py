@@ -14,10 +14,9 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras import layers
 
 import keras_structadv as ksa
-from experiments.models import confidences, small_cnn
+from experiments.models import confidences, fitted_small_cnn
 from experiments.table import mean_and_error
 from keras_structadv.datasets import PHOTOGRAPHS
 
@@ -28,15 +27,9 @@ PICTURED = ("chelsea", "coffee", "motorcycle", "china")
 def train(seed: int, crops: int = 100, epochs: int = 10) -> keras.Model:
     """Trains a model to tell the photographs apart."""
     (x, y), _ = ksa.datasets.load_photographs(crops=crops, seed=seed)
-    keras.utils.set_random_seed(seed)
-    model = small_cnn(x.shape[1:], len(PHOTOGRAPHS), head=layers.GlobalAveragePooling2D)
-    model.compile(
-        keras.optimizers.Adam(3e-3),
-        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        metrics=["accuracy"],
+    return fitted_small_cnn(
+        x, y, len(PHOTOGRAPHS), batch_size=50, epochs=epochs, seed=seed
     )
-    model.fit(x, y, 50, epochs, verbose=0)
-    return model
 
 
 def squared_slope(fields: np.ndarray) -> np.ndarray:

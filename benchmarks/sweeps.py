@@ -14,12 +14,11 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
-import keras
 import numpy as np
 from keras import layers
 
 import keras_structadv as ksa
-from experiments.models import small_cnn
+from experiments.models import fitted_small_cnn
 from keras_structadv.datasets import CHARACTERS, PHOTOGRAPHS
 from keras_structadv.flow import folded_fraction
 
@@ -69,12 +68,9 @@ del RECOLORINGS[16]
 def gradients_of(data: tuple, small: bool) -> tuple[np.ndarray, np.ndarray]:
     """Trains a model; returns the images to change and their gradients."""
     (x, y), (images, labels), classes = data
-    keras.utils.set_random_seed(0)
     head = layers.GlobalAveragePooling2D if x.shape[1] > 28 else layers.Flatten
-    model = small_cnn(x.shape[1:], classes, head=head)
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(keras.optimizers.Adam(3e-3), loss)
-    model.fit(x, y, 32, 1 if small else 12, verbose=0)
+    epochs = 1 if small else 12
+    model = fitted_small_cnn(x, y, classes, batch_size=32, epochs=epochs, head=head)
     images = images.astype("float32")
     return images, np.asarray(ksa.per_image_gradients(model, images, labels))
 

@@ -153,6 +153,35 @@ def efficientnet_b0(
     )
 
 
+def fitted_small_cnn(
+    x: np.ndarray,
+    y: np.ndarray,
+    classes: int,
+    *,
+    batch_size: int,
+    epochs: int,
+    seed: int = 0,
+    head: type = layers.GlobalAveragePooling2D,
+) -> keras.Model:
+    """Trains a small CNN by Adam; the pictures and measures of benchmarks attack it.
+
+    Args:
+        x: images, (n, height, width, channels), 0 to 255.
+        y: integer labels, (n,).
+        classes: number of classes.
+        batch_size: images in a batch.
+        epochs: epochs of the training.
+        seed: seed of the initial weights and the batches.
+        head: as in `small_cnn`.
+    """
+    keras.utils.set_random_seed(seed)
+    model = small_cnn(x.shape[1:], classes, head=head)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.Adam(3e-3), loss, metrics=["accuracy"])
+    model.fit(x, y, batch_size, epochs, verbose=0)
+    return model
+
+
 def confidences(model: keras.Model, images: Any) -> np.ndarray:
     """The probability of each class by a model with logits, (batch, classes)."""
     softmax = keras.Sequential([model, layers.Softmax()])

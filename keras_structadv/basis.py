@@ -13,7 +13,7 @@ from keras import ops
 
 from keras_structadv.backends import fused
 from keras_structadv.checks import check_count, check_images, range_pair
-from keras_structadv.defaults import default_damping
+from keras_structadv.defaults import damping_of
 from keras_structadv.operators import EdgePreserving
 from keras_structadv.recoloring import check_recoloring_arguments, scaled_to_unit
 from keras_structadv.solvers import recoloring_basis
@@ -81,8 +81,7 @@ def precompute_basis(
     check_recoloring_arguments(
         coherence, damping, edge_scale, lam=None, rank=rank, rtol=0, max_iterations=1
     )
-    if damping is None:
-        damping = default_damping(*images.shape[1:3])
+    damping = damping_of(damping, *images.shape[1:3])
     unknowns = math.prod(images.shape[1:])
     if len(images) == 0 or rank is None or rank > unknowns:
         raise ValueError(

@@ -64,6 +64,16 @@ def enough_frequencies(shape: tuple[int, int], length: float) -> int:
     return longer if 2 >= length else min(longer, math.ceil(2 * longer / length))
 
 
+def filter_length_for(shape: tuple[int, int], size: int) -> float:
+    """Returns the length, in pixels, for which `size` frequencies are enough.
+
+    Args:
+        shape: height and width of the planes.
+        size: the k of `enough_frequencies`.
+    """
+    return 2 * max(shape) / size
+
+
 def dct2(planes: Any, size: int | None = None) -> Any:
     """Returns the two-dimensional DCT-II of the last two axes.
 

@@ -11,11 +11,11 @@ def default_displacement(height: int, width: int) -> float:
     return min(height, width) / 8
 
 
-def default_smoothness(height: int, width: int) -> float:
-    """Returns gamma of eq. 12, in squared pixels."""
-    return (min(height, width) / 3) ** 2
+def smoothness_of(smoothness: float | None, height: int, width: int) -> float:
+    """Returns gamma of eq. 12, in squared pixels; `None` stands for the default."""
+    return (min(height, width) / 3) ** 2 if smoothness is None else smoothness
 
 
-def default_damping(height: int, width: int) -> float:
-    """Returns the damping of `EdgePreserving`, in inverse squared pixels."""
-    return 10 / min(height, width) ** 2
+def damping_of(damping: float | None, height: int, width: int) -> float:
+    """Returns a damping, in inverse squared pixels; `None` stands for the default."""
+    return 10 / min(height, width) ** 2 if damping is None else damping

@@ -14,7 +14,7 @@ from keras_structadv.dct import (
     idct2,
     laplacian_eigenvalues,
 )
-from keras_structadv.defaults import default_displacement, default_smoothness
+from keras_structadv.defaults import default_displacement, smoothness_of
 from keras_structadv.differences import central_difference, forward_difference
 from keras_structadv.operators import ScreenedPoisson
 from keras_structadv.scaling import limit_of, normalized
@@ -118,8 +118,7 @@ def flow_from_rhs(
     """
     check_flow_arguments(smoothness, alpha, solver)
     height, width = rhs.shape[2:]
-    if smoothness is None:
-        smoothness = default_smoothness(height, width)
+    smoothness = smoothness_of(smoothness, height, width)
     rhs, peak = normalized(rhs)
     rhs = ops.reshape(rhs, (-1, height, width))
     solution = SOLVERS[solver](ScreenedPoisson(height, width, smoothness), rhs)
@@ -153,9 +152,7 @@ def flow_code_size(shape: tuple[int, int], smoothness: float | None) -> int:
         shape: height and width of the images.
         smoothness: as in `adversarial_flow`.
     """
-    if smoothness is None:
-        smoothness = default_smoothness(*shape)
-    return enough_frequencies(shape, math.sqrt(smoothness))
+    return enough_frequencies(shape, math.sqrt(smoothness_of(smoothness, *shape)))
 
 
 def flow_from_code(
@@ -177,10 +174,9 @@ def flow_from_code(
         flow: float32, (batch, height, width, 2), (dy, dx) in pixels.
     """
     rows, columns = code.shape[2:]
-    if smoothness is None:
-        smoothness = default_smoothness(*shape)
     eigenvalues = laplacian_eigenvalues(*shape)[:rows, :columns]
-    flow = -idct2(ops.divide(code, 1.0 + smoothness * eigenvalues), shape)
+    smoothing = 1.0 + smoothness_of(smoothness, *shape) * eigenvalues
+    flow = -idct2(ops.divide(code, smoothing), shape)
     return _limited(flow, max_displacement)
 
 

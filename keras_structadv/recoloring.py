@@ -13,7 +13,7 @@ from keras_structadv.checks import (
     range_pair,
 )
 from keras_structadv.dct import dct2, enough_frequencies, idct2
-from keras_structadv.defaults import default_damping
+from keras_structadv.defaults import damping_of
 from keras_structadv.operators import EdgePreserving
 from keras_structadv.scaling import limit_of, normalized
 from keras_structadv.solvers import project, recoloring_basis, solve_edge_preserving
@@ -182,9 +182,8 @@ def recoloring_code_size(
         coherence: as in `adversarial_recoloring`.
         damping: as in `adversarial_recoloring`.
     """
-    if damping is None:
-        damping = default_damping(*shape)
-    return enough_frequencies(shape, math.sqrt(MEAN_WEIGHT * coherence / damping))
+    squared = MEAN_WEIGHT * coherence / damping_of(damping, *shape)
+    return enough_frequencies(shape, math.sqrt(squared))
 
 
 def gradient_from_code(code: Any, shape: tuple[int, int]) -> Any:

@@ -11,7 +11,7 @@ from keras import ops
 
 from keras_structadv.backends import current_values
 
-_FEW = 8
+_FEW = 8  # values of a channel
 
 
 class Inference(keras.layers.Layer):

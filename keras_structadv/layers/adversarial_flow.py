@@ -8,6 +8,7 @@ import keras
 from keras import ops
 
 from keras_structadv.checks import check_images
+from keras_structadv.dct import filter_length_for
 from keras_structadv.defaults import default_displacement
 from keras_structadv.flow import (
     adversarial_flow,
@@ -210,7 +211,8 @@ class AdversarialFlow(StructuredAdversary):
 
     def smoothing_for(self, images: Any, size: int) -> str:
         """Returns the smoothness for which codes of this size are enough."""
-        return f"smoothness={math.ceil((2 * max(images.shape[1:3]) / size) ** 2)}"
+        length = filter_length_for(images.shape[1:3], size)
+        return f"smoothness={math.ceil(length**2)}"
 
     def decode(
         self, images: Any, codes: Any, size: int, strength: Any, **extra: Any

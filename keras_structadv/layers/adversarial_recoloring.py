@@ -7,6 +7,7 @@ import keras
 from keras import ops
 
 from keras_structadv.backends import shared
+from keras_structadv.dct import filter_length_for
 from keras_structadv.layers.base import StructuredAdversary
 from keras_structadv.recoloring import (
     MEAN_WEIGHT,
@@ -30,8 +31,8 @@ class AdversarialRecoloring(StructuredAdversary):
 
     Args:
         magnitude: root mean square of the perturbation, as a fraction of the value
-            range. A number `m` draws it for each image from
-            U(0, m), a pair `(low, high)` from U(low, high).
+            range. A number `m` draws it for each image from U(0, m), a pair
+            `(low, high)` from U(low, high).
         coherence: weight of the term that ties neighbours with no edge between them,
             >= 0. Zero is the paper's own operator, damped; its perturbations are noise.
         damping: > 0; the smaller, the more of the change is common to the whole image.
@@ -223,8 +224,8 @@ class AdversarialRecoloring(StructuredAdversary):
         """Returns the damping for which codes of this size are enough."""
         if self.coherence == 0:
             return "coherence=1.0"
-        squared = MEAN_WEIGHT * self.coherence / 4
-        return f"damping={squared * (size / max(images.shape[1:3])) ** 2:.1e}"
+        length = filter_length_for(images.shape[1:3], size)
+        return f"damping={MEAN_WEIGHT * self.coherence / length**2:.1e}"
 
     def decode(
         self,

@@ -23,6 +23,8 @@ from keras_structadv.layers.steps import Steps
 from keras_structadv.layers.value_range import check_values
 
 _TARGETS = (None, *TARGETS)
+OF_GRADIENTS = ("target", "steps", "step_size", "random_start", "loss")
+"""Arguments that have no meaning for random fields."""
 
 
 class StructuredAdversary(Adversary):
@@ -96,8 +98,7 @@ class StructuredAdversary(Adversary):
             )
         self.rate = check_fraction("rate", rate)
         self.target = target
-        self.plan = Steps.checked(steps, step_size, random_start)
-        self.steps = self.plan.count
+        self.steps = Steps.checked(steps, step_size, random_start).count
         self.step_size = None if step_size is None else float(step_size)
         self.random_start = random_start
         self.loss = loss

@@ -17,13 +17,20 @@ class Hooks(ImageLayer):
     # The arguments, set by `StructuredAdversary`.
     rate: float
     target: str | None
-    plan: Steps
+    steps: int
+    step_size: float | None
+    random_start: bool
     loss: Any
     value_range: tuple[float, float]
     layout: Layout
     seed_generator: keras.random.SeedGenerator
     noise_generator: keras.random.SeedGenerator
     binding: Binding
+
+    @property
+    def plan(self) -> Steps:
+        """How a field of a given strength is made."""
+        return Steps.checked(self.steps, self.step_size, self.random_start)
 
     def check_layout(self, images: Any) -> None:
         """Warns once of images that seem to have the other layout."""

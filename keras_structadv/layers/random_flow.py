@@ -5,6 +5,7 @@ from typing import Any
 import keras
 
 from keras_structadv.layers.adversarial_flow import AdversarialFlow
+from keras_structadv.layers.base import OF_GRADIENTS
 
 
 @keras.saving.register_keras_serializable(package="keras_structadv")
@@ -50,15 +51,7 @@ class RandomFlow(AdversarialFlow):
     """
 
     takes_gradient = False
-    fixed_arguments = (
-        "target",
-        "steps",
-        "step_size",
-        "random_start",
-        "loss",
-        "alpha",
-        "solver",
-    )
+    fixed_arguments = (*OF_GRADIENTS, "alpha", "solver")
 
     def __init__(
         self,

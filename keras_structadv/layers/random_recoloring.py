@@ -5,6 +5,7 @@ from typing import Any
 import keras
 
 from keras_structadv.layers.adversarial_recoloring import AdversarialRecoloring
+from keras_structadv.layers.base import OF_GRADIENTS
 
 
 @keras.saving.register_keras_serializable(package="keras_structadv")
@@ -52,15 +53,7 @@ class RandomRecoloring(AdversarialRecoloring):
     """
 
     takes_gradient = False
-    fixed_arguments = (
-        "target",
-        "steps",
-        "step_size",
-        "random_start",
-        "loss",
-        "lam",
-        "rank",
-    )
+    fixed_arguments = (*OF_GRADIENTS, "lam", "rank")
 
     def __init__(
         self,

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_structadv.defaults import default_damping
+from keras_structadv.defaults import damping_of
 from keras_structadv.differences import forward_difference, forward_difference_adjoint
 
 _EDGINESS_FLOOR = 1e-3
@@ -49,9 +49,7 @@ class EdgePreserving:
     ):
         images = ops.transpose(images, (1, 2, 3, 0))
         self.height, self.width, self.channels = images.shape[:3]
-        if damping is None:
-            damping = default_damping(self.height, self.width)
-        self.damping = damping
+        self.damping = damping_of(damping, self.height, self.width)
         zy, zx = forward_difference(images, 0), forward_difference(images, 1)
         squares = ops.sum(ops.square(zy) + ops.square(zx), axis=2, keepdims=True)
         edginess = ops.sqrt(squares)

@@ -28,9 +28,9 @@ class AdversarialTraining(keras.callbacks.Callback):
     `gradient="fresh"` takes the gradient with the weights of the same step. It costs a
     forward and a backward pass for the images that are changed. In this pass dropout is
     off, and `BatchNormalization` uses the statistics of these images: moving ones mean
-    nothing early in training. `gradient="reuse"`
-    takes the gradient that the training step itself made one epoch ago, when it last
-    saw the image; it costs next to nothing. See `GradientStore`. With reuse
+    nothing early in training. `gradient="reuse"` takes the gradient that the training
+    step itself made one epoch ago, when it last saw the image; it costs next to
+    nothing. See `GradientStore`. With reuse
 
     - the first epoch is plain training, because no image has a gradient yet;
     - the model must get the same images in each epoch: put random layers inside the
