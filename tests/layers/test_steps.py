@@ -61,7 +61,7 @@ def test_small_steps_add_up(kind, images, labels):
     for _ in range(3):
         step = one.fields(changed, labels)
         field = step if field is None else one.compose(field, step)
-        changed = one.apply(images, field)
+        changed = one.apply(ops.convert_to_tensor(images), field)
     np.testing.assert_allclose(layer.fields(images, labels), field, atol=1e-4)
 
 
@@ -105,7 +105,8 @@ def test_only_what_exceeds_the_budget_is_scaled(kind, images, labels):
     field[1] = 0
     size = unit(kind)
     limits = np.array([0.5, 0.5, 2, 2, 0, 1.5], "float32") * size
-    out = numpy(layer.within_budget(field, limits))
+    given = (ops.convert_to_tensor(x) for x in (field, limits))
+    out = numpy(layer.within_budget(*given))
     np.testing.assert_array_equal(out[[2, 3, 5]], field[[2, 3, 5]])
     np.testing.assert_allclose(out[0], field[0] / 2, rtol=1e-4)
     assert not out[[1, 4]].any()
