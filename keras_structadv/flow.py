@@ -201,8 +201,8 @@ def random_flow(
 ) -> Any:
     """Draws a random flow with the smoothness and size of an adversarial one.
 
-    It solves eq. 15 for white noise. It is the control for claims about adversarial
-    flows.
+    It solves eq. 15 for white noise, of which it draws the frequencies that the solve
+    leaves. It is the control for claims about adversarial flows.
 
     Args:
         images: (batch, height, width, channels); only the shape is used.
@@ -226,10 +226,13 @@ def random_flow(
     """
     images = ops.convert_to_tensor(images)
     check_images(images, images)
-    batch, height, width = ops.shape(images)[:3]
-    noise = keras.random.normal((batch, 2, height, width), seed=seed)
-    return flow_from_rhs(
-        noise, smoothness=smoothness, max_displacement=max_displacement
+    check_flow_arguments(smoothness, None, "dct")
+    shape = images.shape[1:3]
+    # Cosines are orthonormal, so that the noise is white in their basis too.
+    rows, columns = (min(side, 2 * flow_code_size(shape, smoothness)) for side in shape)
+    noise = keras.random.normal((ops.shape(images)[0], 2, rows, columns), seed=seed)
+    return flow_from_code(
+        noise, shape, smoothness=smoothness, max_displacement=max_displacement
     )
 
 

@@ -3,6 +3,7 @@ import pytest
 from keras import ops
 
 import keras_structadv as ksa
+from keras_structadv.dct import dct2, laplacian_eigenvalues
 from keras_structadv.flow import folded_fraction, random_flow
 from keras_structadv.operators import ScreenedPoisson
 
@@ -97,6 +98,19 @@ def test_greater_smoothness_gives_a_smoother_flow():
         for s in (0.0, 10.0, 1000.0)
     ]
     assert roughness[0] > 2 * roughness[1] > 4 * roughness[2]
+
+
+def test_random_flows_have_the_spectrum_of_the_solve_of_white_noise():
+    height, width, smoothness = 20, 24, 36.0
+    images = np.zeros((2000, height, width, 1), "float32")
+    flows = ops.convert_to_numpy(random_flow(images, smoothness=smoothness, seed=1))
+    spectrum = np.square(ops.convert_to_numpy(dct2(flows.transpose(0, 3, 1, 2))))
+    drawn = spectrum.mean((0, 1))
+    filtered = 1 / (1 + smoothness * laplacian_eigenvalues(height, width)) ** 2
+    drawn, filtered = drawn / drawn.sum(), filtered / filtered.sum()
+    np.testing.assert_allclose(drawn[:6, :6], filtered[:6, :6], rtol=0.25)
+    assert filtered[drawn < 1e-9].sum() < 0.01  # what is not drawn
+    assert (drawn < 1e-9).any()
 
 
 def test_a_random_flow_has_the_size_and_the_smoothness():
