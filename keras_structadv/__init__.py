@@ -1,6 +1,11 @@
 """Structured adversarial perturbations as Keras preprocessing layers."""
 
 from keras_structadv import datasets, visualization
+from keras_structadv.audit import (
+    RobustnessReport,
+    WorstCaseAccuracy,
+    evaluate_robustness,
+)
 from keras_structadv.basis import precompute_basis
 from keras_structadv.flow import adversarial_flow, random_flow
 from keras_structadv.gradients import per_image_gradients
@@ -26,10 +31,13 @@ __all__ = [
     "RandomFlow",
     "RandomRecoloring",
     "RefreshSnapshot",
+    "RobustnessReport",
+    "WorstCaseAccuracy",
     "adversarial_flow",
     "adversarial_recoloring",
     "datasets",
     "dense_image_warp",
+    "evaluate_robustness",
     "per_image_gradients",
     "precompute_basis",
     "random_flow",

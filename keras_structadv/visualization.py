@@ -85,8 +85,8 @@ def plot_recoloring(
     Args:
         images: a batch, or a sequence of images of different sizes, each
             (height, width, channels) in `value_range`, with 1 or 3 channels.
-        gradients: one for each image, of the same shape. Zero is drawn grey; each is
-            scaled on its own.
+        gradients: one for each image, of the same shape, or `None` to leave their
+            column out. Zero is drawn grey; each is scaled on its own.
         perturbations: one for each image, of the same shape, drawn like the gradients.
         before: titles of the images, e.g. the model's prediction and confidence.
         after: titles of the results.
@@ -106,6 +106,8 @@ def plot_recoloring(
     count = len(images)
     before = ["image"] * count if before is None else before
     after = ["recoloured"] * count if after is None else after
+    shown = gradients is not None
+    gradients = gradients if shown else perturbations
     _check_counts(
         images=images,
         gradients=gradients,
@@ -116,7 +118,7 @@ def plot_recoloring(
     images, gradients = _floats(images), _floats(gradients)
     perturbations = _floats(perturbations)
     _check_values(images, value_range)
-    figure, axes = _rows(count, 4)
+    figure, axes = _rows(count, 4 if shown else 3)
     for row, image, gradient, perturbation, first, last in zip(
         axes, images, gradients, perturbations, before, after
     ):
@@ -128,13 +130,14 @@ def plot_recoloring(
             )
         span = value_range[1] - value_range[0]
         size = np.sqrt(np.mean(np.square(perturbation))) / span
-        pictures = (
-            _unit(image, value_range),
-            _around_grey(gradient),
-            _around_grey(perturbation),
-            _unit(image + perturbation, value_range),
-        )
-        _show(row, pictures, (first, "gradient", f"change, RMS {size:.2f}", last))
+        columns = [
+            (first, _unit(image, value_range)),
+            ("gradient", _around_grey(gradient)),
+            (f"change, RMS {size:.2f}", _around_grey(perturbation)),
+            (last, _unit(image + perturbation, value_range)),
+        ]
+        titles, pictures = zip(*(columns if shown else columns[:1] + columns[2:]))
+        _show(row, pictures, titles)
     return figure
 
 
@@ -163,14 +166,25 @@ def _check_values(images: list[np.ndarray], value_range: tuple[float, float]) ->
         )
 
 
-def _rows(count: int, columns: int) -> tuple[Any, np.ndarray]:
-    """Makes a figure with one row of axes for each image."""
+def new_figure(size: tuple[float, float], **grid: Any) -> tuple[Any, Any]:
+    """Makes a figure that notebooks display once, and its axes.
+
+    Args:
+        size: width and height in inches.
+        **grid: arguments of `Figure.subplots`.
+    """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(2.2 * columns, 2.3 * count), layout="constrained")
+    figure = Figure(figsize=size, layout="constrained")
     figure.show = functools.partial(_open_window, figure)
     figure._repr_png_ = functools.partial(_png, figure)
-    return figure, figure.subplots(count, columns, squeeze=False)
+    return figure, figure.subplots(**grid)
+
+
+def _rows(count: int, columns: int) -> tuple[Any, np.ndarray]:
+    """Makes a figure with one row of axes for each image."""
+    size = (2.2 * columns, 2.3 * count)
+    return new_figure(size, nrows=count, ncols=columns, squeeze=False)
 
 
 def _open_window(figure: Any, warn: bool = True) -> None:

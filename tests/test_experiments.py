@@ -494,7 +494,7 @@ def test_worst_case(kind, strengths, trained):
     clean = np.mean(np.argmax(model.predict(x[:60], verbose=0), axis=-1) == y[:60])
     weights = model.get_weights()
     found = attack.worst_case(
-        model, x, y, kind=kind, strengths=strengths, count=60, steps=4, fields=8
+        model, x, y, kind=kind, strengths=strengths, count=60, steps=4, random=8
     )
     assert set(found) == {"gradient", "random", "both"}
     for accuracies in found.values():
@@ -511,7 +511,7 @@ def test_worst_case(kind, strengths, trained):
 
 
 def test_the_record_of_a_run_has_its_worst_case():
-    changes = ["searched=", "adversary=random-flow", "attack.fields=2"]
+    changes = ["searched=", "adversary=random-flow", "attack.random=2"]
     (cell,) = load_cells("small/mnist-50", changes)
     record = runs.train(cell, 0, smoke=True)[1]
     assert set(record["worst_case"][""]["both"]) == {"1", "2"}

@@ -228,6 +228,15 @@ class Framework:
         """
         return function
 
+    def program(self, function: Callable, model: keras.Model) -> Callable:
+        """Compiles a function that calls a model, where the backend compiles.
+
+        Args:
+            function: from the `values` of `Inference` and arrays to arrays.
+            model: the model, whose weights each call reads anew.
+        """
+        raise NotImplementedError
+
     def visible(self, x: Any) -> np.ndarray | None:
         """Returns an array as a NumPy array, `None` while a program is traced."""
         raise NotImplementedError

@@ -152,6 +152,15 @@ class JAX(Framework):
         # Outside a program each call would compile the loops anew.
         return jax.jit(function, static_argnames=constants)
 
+    def program(self, function: Callable, model: keras.Model) -> Callable:
+        import jax
+
+        @jax.jit
+        def compiled(values: list, *arrays: Any) -> Any:
+            return function([*zip(model.variables, values)], *arrays)
+
+        return lambda *arrays: compiled([v.value for v in model.variables], *arrays)
+
     def visible(self, x: Any) -> np.ndarray | None:
         import jax
 

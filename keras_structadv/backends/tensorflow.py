@@ -142,6 +142,11 @@ class TensorFlow(Framework):
         # Some operations make arrays of Keras' default dtype.
         return _program(function, tuple(constants.items()), keras.config.floatx())
 
+    def program(self, function: Callable, model: keras.Model) -> Callable:
+        import tensorflow as tf
+
+        return tf.function(functools.partial(function, ()), autograph=False)
+
     def visible(self, x: Any) -> np.ndarray | None:
         import tensorflow as tf
 

@@ -1,5 +1,6 @@
 """The methods of `Framework` on PyTorch."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -74,6 +75,11 @@ class PyTorch(Framework):
 
         # PyTorch's compiler fails on layers that are made within a step.
         return torch.compiler.disable(function)
+
+    def program(self, function: Callable, model: keras.Model) -> Callable:
+        import torch
+
+        return torch.no_grad()(functools.partial(function, ()))
 
     def visible(self, x: Any) -> np.ndarray | None:
         return ops.convert_to_numpy(x)

@@ -88,7 +88,20 @@ def gradients_of(
     loss: Any,
     target: Any,
 ) -> Any:
-    """Returns `per_image_gradients` for a forward pass that is given.
+    """Returns `per_image_gradients` for a forward pass; see `attack_pass`."""
+    return attack_pass(model, forward, images, labels, loss=loss, target=target)[0]
+
+
+def attack_pass(
+    model: keras.Model,
+    forward: Callable[[Any], Any],
+    images: Any,
+    labels: Any,
+    *,
+    loss: Any,
+    target: Any,
+) -> tuple[Any, Any]:
+    """Returns the gradients and the predictions of one forward and backward pass.
 
     Args:
         model: the model, for its compiled loss.
@@ -99,7 +112,8 @@ def gradients_of(
         target: as in `per_image_gradients`.
 
     Returns:
-        gradients: float32, the shape of `images`.
+        `(gradients, predictions)`: float32, the shape of `images`, and what `forward`
+        returned.
     """
     if isinstance(target, str) and target not in TARGETS:
         raise ValueError(
@@ -109,24 +123,24 @@ def gradients_of(
     rule, aims = (rule, None) if callable(rule) else (None, target)
 
     def objective(images: Any) -> tuple[Any, Any]:
-        losses = 0.0
+        losses, answers = 0.0, forward(images)
         for weight, one, predictions, true, aim in by_output(
-            model, loss, forward(images), labels, aims
+            model, loss, answers, labels, aims
         ):
             if aims is None or aim is not None:  # else no target for this output
                 losses = losses + weight * _adversarial_losses(
                     one, predictions, true, rule if aims is None else aim, images
                 )
         size = ops.maximum(ops.abs(ops.stop_gradient(losses)), 0.01)
-        return ops.sum(losses * (_LOSS_SIZE / size)), size
+        return ops.sum(losses * (_LOSS_SIZE / size)), (size, answers)
 
-    gradients, size = framework().gradients(
+    gradients, (size, answers) = framework().gradients(
         objective, ops.stop_gradient(ops.cast(images, "float32"))
     )
     if gradients is None:
-        return without_gradient(model, images)
+        return without_gradient(model, images), answers
     size = ops.reshape(size / _LOSS_SIZE, (-1,) + (1,) * (len(images.shape) - 1))
-    return ops.stop_gradient(gradients * size)
+    return ops.stop_gradient(gradients * size), answers
 
 
 def _adversarial_losses(

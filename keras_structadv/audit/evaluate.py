@@ -1,0 +1,113 @@
+"""How far images can move before a model fails."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_structadv.audit.audit import Audit
+from keras_structadv.audit.report import RobustnessReport
+from keras_structadv.checks import check_count
+from keras_structadv.layers.base import StructuredAdversary
+
+
+def evaluate_robustness(
+    model: keras.Model,
+    x: Any,
+    y: Any = None,
+    perturbation: StructuredAdversary | None = None,
+    *,
+    strengths: Sequence[float],
+    steps: int = 10,
+    restarts: int = 1,
+    random: int = 16,
+    metric: Callable[[Any, Any], Any] | None = None,
+    batch_size: int = 64,
+    seed: int | None = None,
+    verbose: int = 1,
+) -> RobustnessReport:
+    """Measures the accuracy of a model under structured attacks of growing strength.
+
+    At each strength, each image is attacked by random fields and by steepest steps from
+    random starts. The image is lost as soon as one attempt fools the model, and stays
+    lost at larger strengths: what is within a small budget is within a large one. The
+    model does not change.
+
+    Args:
+        model: the model, with a compiled loss, or with `loss` in the perturbation.
+        x: inputs of the model: arrays, (n, height, width, channels) in the
+            `value_range` of the perturbation, or a dict or a list of arrays. Or batches
+            `(inputs, labels)`: a `tf.data.Dataset`, a `PyDataset` or an iterable.
+        y: labels of arrays, as the loss takes them. Masks move with the image. `None`
+            for the answers of the model: the report then tells how many change.
+        perturbation: an unbound or bound `AdversarialFlow` (the default) or
+            `AdversarialRecoloring`. Its `rate`, its own strength, `steps` and
+            `random_start` do not count.
+        strengths: the budgets, >= 0, ascending, in the unit of the perturbation: pixels
+            of the longest displacement, or root mean squares as fractions of the value
+            range.
+        steps: number of steepest steps after a start, >= 1. The n-th step has
+            1/sqrt(n) of the strength, or the `step_size` of the perturbation. More
+            steps go on where fewer stop.
+        restarts: number of random starts, >= 1.
+        random: number of random fields, >= 1.
+        metric: a function `(labels, predictions) -> scores` in [0, 1], one for each
+            image, or for each of its pixels. `None` for the accuracy of one output with
+            a class for each image.
+        batch_size: number of images that are attacked at once. It bounds the memory.
+        seed: integer; `None` for a random one, which the report holds.
+        verbose: 0 for silence, 1 for a progress bar.
+
+    Returns:
+        The `RobustnessReport`.
+
+    Raises:
+        TypeError: if `model` is not a Keras model, or `perturbation` no layer.
+        ValueError: if an argument is out of its range, or the data do not fit.
+
+    Example:
+    >>> import numpy as np
+    >>> keras.utils.set_random_seed(0)
+    >>> model = keras.Sequential(
+    ...     [keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(2)]
+    ... )
+    >>> model.compile(loss=keras.losses.SparseCategoricalCrossentropy(True))
+    >>> x = np.random.default_rng(0).uniform(0, 255, (20, 2, 2, 1))
+    >>> x = x.repeat(4, axis=1).repeat(4, axis=2)
+    >>> y = np.argmax(model.predict(x, verbose=0), axis=-1)
+    >>> report = evaluate_robustness(
+    ...     model, x, y, strengths=(0, 1, 2), random=4, seed=0, verbose=0
+    ... )
+    >>> report.adversarial[0].item()
+    1.0
+    >>> bool(report.adversarial[2] <= report.adversarial[1])
+    True
+
+    Reference: after Luo, Mobahi, Bengio (2020), section 6.3, with a budget, random
+        starts and random fields beside.
+    """
+    if not isinstance(model, keras.Model):
+        raise TypeError(
+            f"Received model={model!r} of type {type(model).__name__}. Pass a "
+            "keras.Model."
+        )
+    seed = int(np.random.default_rng().integers(2**31)) if seed is None else seed
+    check_count("random", random)
+    audit = Audit(
+        model,
+        perturbation,
+        strengths=strengths,
+        steps=steps,
+        restarts=restarts,
+        random=random,
+        metric=metric,
+        batch_size=batch_size,
+        seed=check_count("seed", seed, least=0),
+    )
+    begin = time.perf_counter()
+    report = audit.run(x, y, verbose=verbose)
+    report.settings["seconds"] = round(time.perf_counter() - begin, 1)
+    report.warn_of_masking()
+    return report

@@ -1,0 +1,280 @@
+"""What an audit found, as numbers, tables, pictures and files."""
+
+import dataclasses
+import io
+import json
+import os
+import pathlib
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from keras_structadv.audit.plots import plot_curves, plot_lost
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_COLUMNS = ("random_mean", "random_worst", "adversarial", "worst")
+_ARRAYS = ("strengths", "clean", "kind", "place", "answers", "images", "fields")
+_FORMAT = 1
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RobustnessReport:
+    """The accuracy of a model under attacks of growing strength.
+
+    A row is a strength: `len(report)` counts them, and `pandas.DataFrame(list(report))`
+    is the table. With a `metric` of your own, read score for accuracy.
+
+    Attributes:
+        strengths: float32, (strengths,), the budgets.
+        scores: for each image, float32, (n, strengths), by name: `"random_mean"`, the
+            mean over the random fields; `"random_worst"` and `"adversarial"`, the
+            lowest score at this strength or a smaller one.
+        clean: float32, (n,), the score of each image as it is.
+        kind: int8, (n,), by which attempt the image got its lowest score: 0 clean, 1
+            adversarial, 2 random.
+        place: int32, (n,), the place in `strengths` at which it did; -1 if clean.
+        answers: int32, (n, 2), the classes named before and then; -1 without classes.
+        images: (m, height, width, channels), the first images; 256 MiB of images and
+            fields are kept.
+        fields: float32, (m, height, width, ...), the flow or the perturbation of that
+            attempt; zero if clean.
+        settings: what was measured, and how.
+    """
+
+    strengths: np.ndarray
+    scores: dict[str, np.ndarray]
+    clean: np.ndarray
+    kind: np.ndarray
+    place: np.ndarray
+    answers: np.ndarray
+    images: np.ndarray
+    fields: np.ndarray
+    settings: dict
+
+    @classmethod
+    def of(
+        cls, parts: list[dict], strengths: Sequence[float], settings: dict
+    ) -> "RobustnessReport":
+        """Returns the report of some batches.
+
+        Args:
+            parts: the arrays of each batch; see `Tally.first`.
+            strengths: the budgets.
+            settings: what was measured, and how.
+        """
+        whole = {name: np.concatenate([x[name] for x in parts]) for name in parts[0]}
+        scores = {name: whole.pop(name) for name in _COLUMNS[:-1]}
+        return cls(np.array(strengths, "float32"), scores, settings=settings, **whole)
+
+    @property
+    def random_mean(self) -> np.ndarray:
+        """The accuracy under a random field, float64, (strengths,)."""
+        return self.of_images("random_mean").mean(axis=0)
+
+    @property
+    def random_worst(self) -> np.ndarray:
+        """The accuracy under the worst of the random fields, float64, (strengths,)."""
+        return self.of_images("random_worst").mean(axis=0)
+
+    @property
+    def adversarial(self) -> np.ndarray:
+        """The accuracy under the steepest steps, float64, (strengths,)."""
+        return self.of_images("adversarial").mean(axis=0)
+
+    @property
+    def worst(self) -> np.ndarray:
+        """The accuracy under all attempts together, float64, (strengths,)."""
+        return self.of_images("worst").mean(axis=0)
+
+    def of_images(self, name: str) -> np.ndarray:
+        """Returns a column for each image, float64, (n, strengths).
+
+        Args:
+            name: `"random_mean"`, `"random_worst"`, `"adversarial"` or `"worst"`.
+        """
+        if name == "worst":
+            both = self.scores["random_worst"], self.scores["adversarial"]
+            return np.minimum(*both).astype("float64")
+        return self.scores[name].astype("float64")
+
+    def __len__(self) -> int:
+        """Returns the number of strengths."""
+        return len(self.strengths)
+
+    def __getitem__(self, place: int) -> dict[str, float]:
+        """Returns the row of a strength."""
+        row = {"strength": float(self.strengths[place])}
+        return row | {name: float(getattr(self, name)[place]) for name in _COLUMNS}
+
+    def __iter__(self) -> Iterator[dict[str, float]]:
+        """Yields the rows."""
+        return (self[place] for place in range(len(self)))
+
+    def __repr__(self) -> str:
+        """Returns the table."""
+        return self.table()
+
+    def table(self) -> str:
+        """Returns the accuracies with their standard errors, a table in Markdown."""
+        fields, unit = self.settings["random"], self.settings["strength"]
+        names = ("random", f"worst of {fields} random", "adversarial", "worst of all")
+        lines = [f"| {unit} | {' | '.join(names)} |", "|---" * 5 + "|"]
+        errors = {name: self._standard_error(name) for name in _COLUMNS}
+        for place, row in enumerate(self):
+            cells = [
+                f"{row[name]:.3f} \u00b1 {errors[name][place]:.3f}" for name in _COLUMNS
+            ]
+            lines.append(f"| {row['strength']:g} | {' | '.join(cells)} |")
+        return "\n".join(lines)
+
+    def _standard_error(self, name: str) -> np.ndarray:
+        return self.of_images(name).std(axis=0) / np.sqrt(len(self.clean))
+
+    def band(
+        self, name: str, level: float = 0.95, draws: int = 1000
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the lower and the upper end of a bootstrap interval.
+
+        The images are drawn anew, with replacement.
+
+        Args:
+            name: of the column; see `of_images`.
+            level: the probability of the interval.
+            draws: number of draws.
+
+        Returns:
+            Two float64 arrays, (strengths,).
+        """
+        count = len(self.clean)
+        rng = np.random.default_rng(0)
+        times = rng.multinomial(count, np.full(count, 1 / count), draws)
+        means = times @ self.of_images(name) / count
+        low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
+        return low, high
+
+    def plot(self) -> "Figure":
+        """Plots the accuracies over the strength, with 95 % bootstrap bands."""
+        return plot_curves(self)
+
+    def plot_worst(
+        self, count: int = 6, class_names: Sequence[str] | None = None
+    ) -> "Figure":
+        """Plots the images that were lost at the smallest strengths.
+
+        Each row shows the image, the field and the result, with the model's answers.
+
+        Args:
+            count: the number of rows, at most.
+            class_names: the names of the classes; `None` for their numbers.
+
+        Raises:
+            ValueError: if no image was lost.
+        """
+        return plot_lost(self, count, class_names)
+
+    def lost(self) -> np.ndarray:
+        """Returns the places of the kept images that a field changed for the worse.
+
+        Those of the smallest strengths come first.
+        """
+        moved = np.flatnonzero(self.kind[: len(self.images)] > 0)
+        return moved[np.argsort(self.place[moved], kind="stable")]
+
+    def save(self, folder: str | os.PathLike) -> None:
+        """Saves the report in a folder.
+
+        `report.npz` holds all of it, `report.json` the rows and the settings to read.
+        Each file appears as a whole or not at all.
+
+        Args:
+            folder: it is made if it is not there.
+        """
+        folder = pathlib.Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        about = {
+            "format": _FORMAT,
+            "images": len(self.clean),
+            "settings": self.settings,
+        }
+        arrays = {name: getattr(self, name) for name in _ARRAYS} | self.scores
+        packed = io.BytesIO()
+        np.savez_compressed(packed, about=np.array(json.dumps(about)), **arrays)
+        _write(folder / "report.npz", packed.getvalue())
+        text = json.dumps({**about, "rows": list(self)}, indent=1)
+        _write(folder / "report.json", text.encode())
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike) -> "RobustnessReport":
+        """Loads a report that `save` wrote. Nothing in it is run.
+
+        Args:
+            folder: the folder.
+
+        Raises:
+            ValueError: if `report.npz` there is not a whole report.
+        """
+        path = pathlib.Path(folder) / "report.npz"
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                arrays = {name: file[name] for name in (*_ARRAYS, *_COLUMNS[:-1])}
+                about = json.loads(file["about"].item())
+            scores = {name: arrays.pop(name) for name in _COLUMNS[:-1]}
+            report = cls(scores=scores, settings=about["settings"], **arrays)
+            whole = about["format"] == _FORMAT and report._fits(about["images"])
+        except FileNotFoundError:
+            raise
+        except Exception as error:
+            raise ValueError(
+                f"{path} is no report, or not a whole one ({error}). Pass the folder "
+                "that `save` wrote."
+            ) from error
+        if not whole:
+            raise ValueError(
+                f"{path} is of another version, or its arrays do not fit. Run the "
+                "audit anew."
+            )
+        return report
+
+    def _fits(self, count: int) -> bool:
+        """Returns whether the arrays have the shapes of a report."""
+        columns = (count, len(self))
+        return (
+            len(self) > 0
+            and self.strengths.shape == columns[1:]
+            and all(x.shape == columns for x in self.scores.values())
+            and all(x.shape == (count,) for x in (self.clean, self.kind, self.place))
+            and self.answers.shape == (count, 2)
+            and len(self.images) == len(self.fields) <= count
+        )
+
+    def warn_of_masking(self) -> None:
+        """Warns where steepest steps find less than random fields do."""
+        gap = self.of_images("adversarial") - self.of_images("random_worst")
+        error = gap.std(axis=0) / np.sqrt(len(gap))
+        worse = np.flatnonzero(gap.mean(axis=0) > 2 * error)
+        if len(worse):
+            place = worse[-1]
+            warnings.warn(
+                f"At strength {self.strengths[place]:g}, the accuracy is "
+                f"{self.adversarial[place]:.3f} under the adversarial fields and "
+                f"{self.random_worst[place]:.3f} under the worst of "
+                f"{self.settings['random']} random ones: the gradient misleads, and "
+                "the model is weaker than it looks. Usual causes: a saturated softmax "
+                "(compile logits with from_logits=True), integer inputs, too few "
+                "`steps` or `restarts`.",
+                stacklevel=3,
+            )
+
+
+def _write(path: pathlib.Path, content: bytes) -> None:
+    """Writes a file as a whole, or not at all."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        part.write_bytes(content)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
