@@ -419,7 +419,13 @@ def test_holm():
 def test_search_repeats_no_trial_and_cells_take_the_best(tmp_path, capsys, monkeypatch):
     def trained(cell, seed, **_):  # the best displacement is 5 pixels
         strength = cell.arguments.get("max_displacement", 0)
-        return None, {"accuracy": {"": 1 / (1 + abs(strength - 5) + seed / 1e5)}}
+        found = 1 / (1 + abs(strength - 5) + seed / 1e5)
+        assert cell.attack["strengths"] == [1]
+        # The other measure goes the other way, and weighs less.
+        return None, {
+            "accuracy": {"": 0.5 - 0.1 * found},
+            "worst_case": {"": {"gradient": {"1": found}}},
+        }
 
     monkeypatch.setattr(search, "train", trained)
     path = tmp_path / "search.jsonl"
@@ -437,7 +443,7 @@ def test_search_repeats_no_trial_and_cells_take_the_best(tmp_path, capsys, monke
     flow, pixel = (records[i::2] for i in (0, 1))
     assert flow[0]["settings"] == pixel[0]["settings"] == {}
     assert set(flow[1]["settings"]) == {"max_displacement", "smoothness", "rate"}
-    assert set(flow[1]["accuracies"]) == {"1000", "1001"}
+    assert set(flow[1]["accuracies"]) == set(flow[1]["worst"]) == {"1000", "1001"}
     # A search that starts again where it was interrupted draws the same.
     path.write_text("".join(json.dumps(x) + "\n" for x in records[:5]))
     search.main([*arguments, "9"])
