@@ -10,7 +10,7 @@ from tests.audit.models import LOGITS, answers, linear, smooth_images
 def case():
     model, x = linear(), smooth_images(40)
     y = answers(model, x).astype("int32")
-    model.compile(keras.optimizers.SGD(1e-3), LOGITS, metrics=["accuracy"])
+    model.compile(keras.optimizers.SGD(1e-7), LOGITS, metrics=["accuracy"])
     return model, x, y
 
 
