@@ -7,6 +7,8 @@ import keras
 import numpy as np
 from keras import layers
 
+from experiments.imagenet import efficientnet_lite0
+
 
 def small_cnn(
     shape: tuple[int, int, int],
@@ -193,4 +195,5 @@ MODELS = {
     "mnist-cnn": mnist_cnn,
     "wide-resnet": wide_resnet,
     "efficientnet-b0": efficientnet_b0,
+    "efficientnet-lite0": efficientnet_lite0,
 }
