@@ -12,16 +12,8 @@ import pathlib
 import numpy as np
 
 from experiments.cells import RESULTS
-from experiments.table import read_records
+from experiments.table import NAMES, read_records
 from keras_structadv.visualization import new_figure
-
-NAMES = {
-    "none": "plain training",
-    "random-flow": "random flows",
-    "flow-reused": "adversarial, reused gradients",
-    "flow-random-start": "adversarial, random start",
-    "flow-three-steps": "adversarial, three steps",
-}
 
 
 def curves(records: list[dict], measured: str) -> dict[str, dict[float, list[float]]]:
@@ -36,7 +28,7 @@ def curves(records: list[dict], measured: str) -> dict[str, dict[float, list[flo
         row = found.setdefault(record["settings"]["adversary"], {})
         for strength, value in record["worst_case"][measured]["both"].items():
             row.setdefault(float(strength), []).append(value)
-    return found
+    return {name: found[name] for name in NAMES if name in found}
 
 
 def draw(found: dict[str, dict[float, list[float]]], path: pathlib.Path) -> None:

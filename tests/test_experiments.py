@@ -416,6 +416,33 @@ def test_holm():
     np.testing.assert_allclose(table.t_and_p(values), [*expected])
 
 
+def test_a_brief_table():
+    records = [
+        {
+            "settings": {"adversary": adversary},
+            "seed": seed,
+            "accuracy": {"": 0.9 + 0.01 * seed + lead},
+            "worst_case": {"": {"both": {"1": 0.4 + 0.002 * seed + 5 * lead}}},
+        }
+        for adversary, lead in (("flow-reused", 0.02), ("random-flow", 0.0))
+        for seed in range(3)
+    ]
+    records[0]["worst_case"][""]["both"]["1"] += 0.003
+    lines = table.brief(records, "random-flow").splitlines()
+    assert lines[0].split(" | ")[2:] == [
+        "clean",
+        "minus control",
+        "worst case, 1",
+        "minus control |",
+    ]
+    assert lines[2] == "| random flow | 3 | .910 ± .006 |  | .402 ± .001 |  |"
+    assert lines[3].startswith(
+        "| adversarial flow, reused | 3 | .930 ± .006 | +.020 | .503 ± .001 | +.101 (t "
+    )
+    difference = table.t_and_p(np.array([0.103, 0.1, 0.1]))
+    assert f"(t {difference[0]:.1f})*" in lines[3]
+
+
 def test_search_repeats_no_trial_and_cells_take_the_best(tmp_path, capsys, monkeypatch):
     def trained(cell, seed, **_):  # the best displacement is 5 pixels
         strength = cell.arguments.get("max_displacement", 0)
