@@ -2,7 +2,7 @@
 
 EfficientNet-Lite0, right on 17 of the 20 photographs of ImageNet in the package
 foolbox, is attacked by flows and by recolourings. The pictures are of scikit-image's
-photographs, which may be published.
+photographs in the public domain.
 
     python -m benchmarks.photographs [--folder images] [--small]
 """
@@ -58,7 +58,7 @@ def audit(model: keras.Model, folder: pathlib.Path, small: bool) -> None:
 
 def draw(model: keras.Model, folder: pathlib.Path, small: bool) -> None:
     """Draws the photographs with one step of a flow and of a recolouring, and films."""
-    images, y = imagenet.load_public_photographs()
+    images, y = (x[:3] for x in imagenet.load_public_photographs())
     x, names = images.astype("float32"), imagenet.class_names()
     gradients = ksa.per_image_gradients(model, x, y)
 

@@ -30,8 +30,9 @@ def plot_flow(
     Args:
         images: a batch, or a sequence of images of different sizes, each
             (height, width, channels) in `value_range`, with 1 or 3 channels.
-        flows: one for each image, (height, width, 2), (dy, dx) in pixels. Arrows are
-            drawn at their true length.
+        flows: one for each image, (height, width, 2), (dy, dx) in pixels. Arrows have
+            their true length, or a multiple where that can hardly be seen; the title
+            tells.
         before: titles of the images, e.g. the model's prediction and confidence.
         after: titles of the warped images.
         value_range: lowest and highest value of the images. A warning says if the
@@ -58,15 +59,25 @@ def plot_flow(
     for row, image, flow, first, last in zip(axes, images, flows, before, after):
         warped = ops.convert_to_numpy(dense_image_warp(image[None], flow[None]))[0]
         longest = np.linalg.norm(flow, axis=-1).max()
-        titles = (first, f"flow, up to {longest:.1f} px", last)
-        pictures = (_unit(x, value_range) for x in (image, image, warped))
-        _show(row, pictures, titles)
         height, width = flow.shape[:2]
         step = max(1, round(max(height, width) / arrows))
+        # A longest arrow reaches about the next one.
+        times = max(1, int(step / longest)) if longest > 0 else 1
+        enlarged = f", arrows x{times}" if times > 1 else ""
+        titles = (first, f"flow, up to {longest:.1f} px{enlarged}", last)
+        pictures = (_unit(x, value_range) for x in (image, image, warped))
+        _show(row, pictures, titles)
         y, x = np.mgrid[step // 2 : height : step, step // 2 : width : step]
         dy, dx = flow[y, x, 0], flow[y, x, 1]
         row[1].quiver(
-            x, y, dx, dy, angles="xy", scale_units="xy", scale=1, color="tab:orange"
+            x,
+            y,
+            dx,
+            dy,
+            angles="xy",
+            scale_units="xy",
+            scale=1 / times,
+            color="tab:orange",
         )
     return figure
 
