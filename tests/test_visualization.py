@@ -17,7 +17,7 @@ from keras_structadv import visualization
 def test_arrows_that_can_hardly_be_seen_are_enlarged():
     flows = np.zeros((2, 56, 56, 2), "float32")
     flows[0, ..., 0] = 0.5
-    figure = ksa.visualization.plot_flow(np.zeros((2, 56, 56, 1)), flows)
+    figure = visualization.plot_flow(np.zeros((2, 56, 56, 1)), flows)
     axes = np.reshape(figure.axes, (2, 3))
     assert axes[0, 1].get_title() == "flow, up to 0.5 px, arrows x8"
     assert axes[0, 1].collections[0].scale == 1 / 8  # 4 pixels to the next arrow
