@@ -8,6 +8,7 @@ follows the paper's figure 3.
 
 import argparse
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -22,7 +23,12 @@ STEPS = (0, 2, 4, 6, 8, 10)
 
 
 def films(
-    model: keras.Model, x: Any, y: Any, targets: Any, numbers: tuple[int, ...]
+    model: keras.Model,
+    x: Any,
+    y: Any,
+    targets: Any,
+    numbers: tuple[int, ...],
+    smoothness: float | None = 100.0,
 ) -> dict[str, np.ndarray]:
     """The images after these numbers of steps, away from labels and towards targets.
 
@@ -36,7 +42,7 @@ def films(
         frames = [x.astype("float32")]
         for steps in numbers[1:]:
             layer = ksa.AdversarialFlow(
-                (steps, steps), 100.0, rate=1.0, steps=steps, step_size=1 / steps
+                (steps, steps), smoothness, rate=1.0, steps=steps, step_size=1 / steps
             ).bind(model)
             frames.append(np.asarray(layer(data, training=True)["images"]))
         made[name] = np.stack(frames)
@@ -50,8 +56,6 @@ def draw_steps(path: pathlib.Path, small: bool = False) -> None:
         path: file to write to.
         small: whether to draw a model after two steps of training.
     """
-    from matplotlib.figure import Figure
-
     model, x, y = demo.plain_model("glyphs", small)
     before, place = confidences(model, x), np.arange(len(y))
     wrong = before.copy()
@@ -74,16 +78,43 @@ def draw_steps(path: pathlib.Path, small: bool = False) -> None:
     )
     reached = np.flatnonzero(beliefs["towards"][-1].argmax(axis=1) == targets)
     chosen = np.random.default_rng(0).permutation(reached)[:2]
+    draw_films(path, frames, beliefs, y, targets, CHARACTERS, numbers, chosen)
+
+
+def draw_films(
+    path: pathlib.Path,
+    frames: dict[str, np.ndarray],
+    beliefs: dict[str, np.ndarray],
+    y: Any,
+    targets: Any,
+    names: Sequence[str],
+    numbers: tuple[int, ...],
+    chosen: Any,
+) -> None:
+    """Draws films, a row for each image and direction.
+
+    Args:
+        path: file to write to.
+        frames: what `films` returned.
+        beliefs: the confidences of the model at each of them.
+        y: the labels.
+        targets: the targets.
+        names: the names of the classes.
+        numbers: the numbers of steps.
+        chosen: the images to draw.
+    """
+    from matplotlib.figure import Figure
+
     rows = [(i, name) for i in chosen for name in frames]
     size = (1.4 * len(numbers), 1.65 * len(rows))
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(len(rows), len(numbers))
     for row, (i, name) in zip(axes, rows):
-        aim = CHARACTERS[(targets if name == "towards" else y)[i]]
-        row[0].set_ylabel(f"{name} {aim!r}")
+        aim = names[(targets if name == "towards" else y)[i]]
+        row[0].set_ylabel(f"{name}\n{aim!r}")
         for axis, image, belief in zip(row, frames[name][:, i], beliefs[name][:, i]):
-            axis.imshow(image[..., 0], cmap="gray", vmin=0, vmax=255)
-            answer = CHARACTERS[belief.argmax()]
+            axis.imshow(image.squeeze() / 255, cmap="gray", vmin=0, vmax=1)
+            answer = names[belief.argmax()]
             axis.set_title(f"{answer!r} {belief.max():.0%}", fontsize=9)
             axis.set(xticks=[], yticks=[])
     for axis, steps in zip(axes[-1], numbers):

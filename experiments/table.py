@@ -1,6 +1,7 @@
 """Prints tables of recorded runs: means, errors, paired differences, corrected p.
 
 python -m experiments.table FILE [...] [--held-out test] [--control ADVERSARY]
+    [--data NAME] [--brief]
 """
 
 import argparse
@@ -20,6 +21,29 @@ CONTROLS = {
         ("recoloring", "recoloring-random-start", "recoloring-reused"),
         "random-recoloring",
     ),
+}
+
+# What a reader calls the rows.
+NAMES = {
+    "none": "plain",
+    "random-flow": "random flow",
+    "random-flow-composed": "two random flows",
+    "random-sign-flow": "adversarial flow, random sign",
+    "elastic-transform": "Keras RandomElasticTransform",
+    "keras-randaugment": "Keras RandAugment",
+    "fgsm-linf": "FGSM, L-infinity",
+    "fgm-l2": "FGM, L2",
+    "pgd-linf": "PGD, L-infinity",
+    "pgd-l2": "PGD, L2",
+    "flow": "adversarial flow, fresh",
+    "flow-random-start": "adversarial flow, random start",
+    "flow-three-steps": "adversarial flow, three steps",
+    "flow-reused": "adversarial flow, reused",
+    "random-recoloring": "random recolouring",
+    "colour-jitter": "colour jitter",
+    "recoloring": "adversarial recolouring, fresh",
+    "recoloring-random-start": "adversarial recolouring, random start",
+    "recoloring-reused": "adversarial recolouring, reused",
 }
 
 # Accuracies by seed, by the labels of a row.
@@ -210,6 +234,57 @@ def markdown(records: list[dict], control: str | None = None) -> str:
     return "\n\n".join(texts)
 
 
+def brief(records: list[dict], control: str) -> str:
+    """Formats the rows of one data set as a table to read, without policies.
+
+    The clean accuracy and the worst cases, and each minus that of the control. A star
+    marks differences whose p, corrected for all of the table, is below .001.
+
+    Args:
+        records: as `runs.train` returns them, of one data set.
+        control: the adversary whose row all others are compared with.
+    """
+    measures: dict[str, Rows] = {}
+    for record in records:
+        ((measured, accuracy),) = record["accuracy"].items()
+        labels = (record["settings"]["adversary"],)
+        _note(measures, "clean", labels, record["seed"], accuracy)
+        for strength, value in record["worst_case"][measured]["both"].items():
+            name = f"worst case, {strength}"
+            _note(measures, name, labels, record["seed"], value)
+    found = {
+        (name, labels): differences(values, rows[control,])
+        for name, rows in measures.items()
+        for labels, values in rows.items()
+    }
+    tests = {key: test for key, x in found.items() if (test := t_and_p(x))}
+    corrected = dict(zip(tests, holm([p for _, p in tests.values()])))
+    heads = ["training", "seeds"]
+    for name in measures:
+        heads += [name, "minus control"]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    order = [*NAMES]
+    for labels in sorted(measures["clean"], key=lambda x: order.index(x[0])):
+        cells = [NAMES[labels[0]], str(len(measures["clean"][labels]))]
+        for name, rows in measures.items():
+            values = np.array([*rows[labels].values()])
+            error = f" ± {_short(_error(values))}" if len(values) > 1 else ""
+            cells.append(f"{_short(values.mean())}{error}")
+            difference = found[name, labels]
+            text = _short(difference.mean(), "+") if len(difference) else ""
+            if (name, labels) in tests:
+                star = "*" if corrected[name, labels] < 0.001 else ""
+                text += f" (t {tests[name, labels][0]:.1f}){star}"
+            cells.append(text)
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _short(value: float, sign: str = "") -> str:
+    """Formats a fraction with three digits and no zero before the point."""
+    return f"{value:{sign}.3f}".replace("0.", ".", 1)
+
+
 def _note(
     measures: dict[str, Rows], name: str, labels: tuple, seed: int, value: float
 ) -> None:
@@ -222,10 +297,18 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("files", nargs="+", type=pathlib.Path)
     parser.add_argument("--held-out", default="test", choices=("test", "validation"))
     parser.add_argument("--control", help="adversary to compare with; default random")
+    parser.add_argument("--data", help="only the runs on this data set")
+    parser.add_argument("--brief", action="store_true", help="a table to read")
     options = parser.parse_args(arguments)
     records = [r for file in options.files for r in read_records(file)]
-    records = [r for r in records if r["held_out"] == options.held_out]
-    print(markdown(records, options.control))
+    records = [
+        r
+        for r in records
+        if r["held_out"] == options.held_out
+        and options.data in (None, r["settings"]["data"])
+    ]
+    made = brief if options.brief else markdown
+    print(made(records, options.control))
 
 
 if __name__ == "__main__":

@@ -106,10 +106,22 @@ def values():
         ):
             name = f"losses, {kind.__name__}, {gradient}"
             found[name] = losses(kind, gradient, channels)
+    found["audit, flow"] = audited(network(), digits(40)[0], ksa.AdversarialFlow())
+    found["audit, recolouring"] = audited(
+        network(3), digits(40, 3)[0], ksa.AdversarialRecoloring(), (0, 0.05, 0.2)
+    )
     inside = keras.Sequential([fixed(ksa.AdversarialFlow), network()])
     inside.compile(keras.optimizers.SGD(0.1), LOSS)
     found["losses, inside"] = fit(inside, *digits(), ksa.AdversarialTraining())["loss"]
     return {name: ops.convert_to_numpy(x) for name, x in found.items()}
+
+
+def audited(model, x, layer, strengths=(0, 0.5, 1, 2)):
+    """Returns the columns of a report: how many of the model's answers hold."""
+    report = ksa.evaluate_robustness(
+        model, x, None, layer, strengths=strengths, steps=5, random=4, seed=1, verbose=0
+    )
+    return np.array([[*row.values()] for row in report])
 
 
 def fit(model, x, y, callback, **arguments):
@@ -133,6 +145,7 @@ EXPECTED = dict(np.load(STORED)) if STORED.exists() else {}
 @pytest.mark.parametrize("name", EXPECTED)
 def test_the_values_are_those_of_every_backend(computed, name):
     of_images = any(x in name for x in ("recolouring", "warped", "nearest", "layer"))
+    of_images = of_images and "audit" not in name
     atol = 1e-4 * (255 if of_images else max(1.0, np.abs(EXPECTED[name]).max()))
     np.testing.assert_allclose(computed[name], EXPECTED[name], rtol=0, atol=atol)
 

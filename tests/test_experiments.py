@@ -428,10 +428,43 @@ def test_holm():
     np.testing.assert_allclose(table.t_and_p(values), [*expected])
 
 
+def test_a_brief_table():
+    records = [
+        {
+            "settings": {"adversary": adversary},
+            "seed": seed,
+            "accuracy": {"": 0.9 + 0.01 * seed + lead},
+            "worst_case": {"": {"both": {"1": 0.4 + 0.002 * seed + 5 * lead}}},
+        }
+        for adversary, lead in (("flow-reused", 0.02), ("random-flow", 0.0))
+        for seed in range(3)
+    ]
+    records[0]["worst_case"][""]["both"]["1"] += 0.003
+    lines = table.brief(records, "random-flow").splitlines()
+    assert lines[0].split(" | ")[2:] == [
+        "clean",
+        "minus control",
+        "worst case, 1",
+        "minus control |",
+    ]
+    assert lines[2] == "| random flow | 3 | .910 ± .006 |  | .402 ± .001 |  |"
+    assert lines[3].startswith(
+        "| adversarial flow, reused | 3 | .930 ± .006 | +.020 | .503 ± .001 | +.101 (t "
+    )
+    difference = table.t_and_p(np.array([0.103, 0.1, 0.1]))
+    assert f"(t {difference[0]:.1f})*" in lines[3]
+
+
 def test_search_repeats_no_trial_and_cells_take_the_best(tmp_path, capsys, monkeypatch):
     def trained(cell, seed, **_):  # the best displacement is 5 pixels
         strength = cell.arguments.get("max_displacement", 0)
-        return None, {"accuracy": {"": 1 / (1 + abs(strength - 5) + seed / 1e5)}}
+        found = 1 / (1 + abs(strength - 5) + seed / 1e5)
+        assert cell.attack["strengths"] == [1]
+        # The other measure goes the other way, and weighs less.
+        return None, {
+            "accuracy": {"": 0.5 - 0.1 * found},
+            "worst_case": {"": {"gradient": {"1": found}}},
+        }
 
     monkeypatch.setattr(search, "train", trained)
     path = tmp_path / "search.jsonl"
@@ -449,7 +482,7 @@ def test_search_repeats_no_trial_and_cells_take_the_best(tmp_path, capsys, monke
     flow, pixel = (records[i::2] for i in (0, 1))
     assert flow[0]["settings"] == pixel[0]["settings"] == {}
     assert set(flow[1]["settings"]) == {"max_displacement", "smoothness", "rate"}
-    assert set(flow[1]["accuracies"]) == {"1000", "1001"}
+    assert set(flow[1]["accuracies"]) == set(flow[1]["worst"]) == {"1000", "1001"}
     # A search that starts again where it was interrupted draws the same.
     path.write_text("".join(json.dumps(x) + "\n" for x in records[:5]))
     search.main([*arguments, "9"])

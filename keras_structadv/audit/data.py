@@ -7,7 +7,7 @@ import keras
 import numpy as np
 from keras import ops
 
-_OF_BATCHES = "(inputs, labels) batches: a tf.data.Dataset, a PyDataset or an iterable"
+_OF_BATCHES = "(inputs, labels) batches: a tf.data.Dataset, a PyDataset or a generator"
 
 
 class Padded(NamedTuple):

@@ -39,7 +39,7 @@ def evaluate_robustness(
         model: the model, with a compiled loss, or with `loss` in the perturbation.
         x: inputs of the model: arrays, (n, height, width, channels) in the
             `value_range` of the perturbation, or a dict or a list of arrays. Or batches
-            `(inputs, labels)`: a `tf.data.Dataset`, a `PyDataset` or an iterable.
+            `(inputs, labels)`: a `tf.data.Dataset`, a `PyDataset` or a generator.
         y: labels of arrays, as the loss takes them. Masks move with the image. `None`
             for the answers of the model: the report then tells how many change.
         perturbation: an unbound or bound `AdversarialFlow` (the default) or

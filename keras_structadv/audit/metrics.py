@@ -34,7 +34,7 @@ def metric_for(
 
     def score(labels: Any, predictions: Any) -> Any:
         if metric is None:
-            return _is_right(labels, predictions, per_image_loss(model, loss))
+            return _is_right(labels, predictions, model, loss)
         scores = ops.cast(ops.convert_to_tensor(metric(labels, predictions)), "float32")
         batch = keras.tree.flatten(predictions)[0].shape[0]
         if len(scores.shape) == 0 or scores.shape[0] != batch:
@@ -65,21 +65,22 @@ def answers_of(predictions: Any, model: keras.Model, loss: Any) -> Any:
     return ops.full(ops.shape(first)[:1], -1, "int32")
 
 
-def _is_right(labels: Any, predictions: Any, loss: Any) -> Any:
+def _is_right(labels: Any, predictions: Any, model: keras.Model, loss: Any) -> Any:
     """Returns 1.0 where the class with the highest prediction is the true one."""
     single = not isinstance(predictions, (list, tuple, dict))
     if single and len(predictions.shape) == 1:
         predictions = predictions[:, None]
     shape = tuple(predictions.shape) if single else None
-    multilabel = shape and loss.is_binary and len(shape) == 2 and shape[-1] > 1
-    if shape is None or len(shape) != 2 or multilabel:
+    one = per_image_loss(model, loss) if single else None
+    multilabel = one and one.is_binary and len(shape) == 2 and shape[-1] > 1
+    if one is None or len(shape) != 2 or multilabel:
         what = f"predictions of shape {shape}" if single else "several predictions"
         raise ValueError(
             f"Received {what}{' and a binary loss' if multilabel else ''}, for which "
             "there is no single answer for an image. Pass metric=function, (labels, "
             "predictions) -> one score in [0, 1] for each image."
         )
-    right = most_likely(predictions, loss)
+    right = most_likely(predictions, one)
     if are_vectors(labels, predictions):
         labels = ops.argmax(labels, axis=-1)
     labels = ops.reshape(ops.cast(labels, "int32"), (-1,))

@@ -1,0 +1,167 @@
+import json
+import pathlib
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import PIL.Image
+import pytest
+
+import keras_structadv as ksa
+from keras_structadv.audit.command import main
+from tests.audit.models import answers, linear, smooth_images
+
+QUICK = ["--steps", "2", "--random", "2", "--strengths", "0", "1"]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A saved model, and data that it gets right."""
+    folder = tmp_path_factory.mktemp("audit")
+    model, x = linear(channels=3), smooth_images(24, channels=3)
+    y = answers(model, x)
+    model.save(folder / "model.keras")
+    np.savez(folder / "data.npz", x=x, y=y)
+    for name in ("ape", "bee"):
+        (folder / "pictures" / name).mkdir(parents=True)
+    for number, (image, label) in enumerate(zip(x, y)):
+        name = ("ape", "bee")[label]
+        picture = PIL.Image.fromarray(image.astype("uint8"))
+        picture.resize((48, 48)).save(folder / "pictures" / name / f"{number}.png")
+    return folder
+
+
+def audit(files, *arguments, out, data="data.npz", model="model.keras"):
+    return main(
+        ["audit", str(files / model), str(files / data), "--out", str(out), *arguments]
+    )
+
+
+def test_the_report_of_arrays(files, tmp_path, capsys):
+    assert audit(files, *QUICK, out=tmp_path / "out") == 0
+    out = capsys.readouterr().out
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == [
+        "curves.png",
+        "report.json",
+        "report.md",
+        "report.npz",
+        "worst.png",
+    ]
+    report = ksa.RobustnessReport.load(tmp_path / "out")
+    assert (tmp_path / "out/report.md").read_text() == report.table() + "\n"
+    assert report.table() in out
+    model = keras.saving.load_model(files / "model.keras")
+    data = np.load(files / "data.npz")
+    same = ksa.evaluate_robustness(
+        model,
+        data["x"],
+        data["y"],
+        strengths=(0, 1),
+        steps=2,
+        random=2,
+        seed=0,
+        verbose=0,
+    )
+    np.testing.assert_array_equal(report.of_images("worst"), same.of_images("worst"))
+    with PIL.Image.open(tmp_path / "out/curves.png") as picture:
+        assert min(picture.size) > 300 and np.unique(picture.convert("L")).size > 9
+
+
+@pytest.mark.parametrize("numbered", [False, True])
+def test_folders_of_pictures(files, tmp_path, numbered):
+    data = "pictures"
+    if numbered:
+        data = "numbered"
+        for number, name in enumerate(("ape", "bee")):
+            target = files / data / str(number)
+            target.mkdir(parents=True)
+            for path in (files / "pictures" / name).iterdir():
+                (target / path.name).write_bytes(path.read_bytes())
+    arguments = [*QUICK, "--perturbation", "recoloring", "--limit", "10"]
+    assert audit(files, *arguments, out=tmp_path, data=data) == 0
+    report = ksa.RobustnessReport.load(tmp_path)
+    assert len(report.clean) == 10 and report.clean.mean() > 0.7
+    assert report.images.shape == (10, 16, 16, 3)
+    assert report.settings["perturbation"] == "AdversarialRecoloring"
+
+
+def test_a_model_without_a_loss(files, tmp_path, capsys):
+    model = keras.saving.load_model(files / "model.keras")
+    keras.Model(model.inputs, model.outputs).save(files / "bare.keras")
+    assert audit(files, *QUICK, out=tmp_path, model="bare.keras") == 1
+    assert "--from-logits" in capsys.readouterr().err
+    arguments = (*QUICK, "--from-logits")
+    assert audit(files, *arguments, out=tmp_path, model="bare.keras") == 0
+
+
+def test_one_hot_labels_where_the_loss_takes_them(files, tmp_path):
+    model = keras.saving.load_model(files / "model.keras")
+    model.compile(loss=keras.losses.CategoricalCrossentropy(from_logits=True))
+    model.save(files / "hot.keras")
+    assert audit(files, *QUICK, out=tmp_path, model="hot.keras", data="pictures") == 0
+    assert ksa.RobustnessReport.load(tmp_path).clean.mean() > 0.7
+
+
+def broken(files, name, content=b"nothing"):
+    (files / name).write_bytes(content)
+    return name
+
+
+@pytest.mark.parametrize(
+    "make, arguments, message",
+    [
+        (lambda f: {"model": "none.keras"}, [], "There is no model"),
+        (lambda f: {"model": broken(f, "bad.keras")}, [], "could not be loaded"),
+        (lambda f: {"data": "none.npz"}, [], "There are no data"),
+        (lambda f: {"data": broken(f, "bad.npz")}, [], "no .npz file"),
+        (lambda f: {"data": "model.keras"}, [], "lacks"),
+        (
+            lambda f: {"data": "pictures/ape"},
+            [],
+            "0 folders for a model",
+        ),
+        (lambda f: {}, ["--limit", "0"], "--limit 0"),
+        (lambda f: {}, ["--strengths", "2", "1"], "ascending"),
+        (lambda f: {}, ["--value-range", "1", "0"], "low < high"),
+        (lambda f: {}, ["--steps", "0"], "steps=0"),
+    ],
+)
+def test_errors_say_what_to_do(files, tmp_path, capsys, make, arguments, message):
+    assert audit(files, *arguments, out=tmp_path / "out", **make(files)) == 1
+    error = capsys.readouterr().err
+    assert message in error and "Traceback" not in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_objects_in_data_are_not_run(files, tmp_path, capsys):
+    np.savez(files / "objects.npz", x=np.array([print]), y=np.zeros(1))
+    assert audit(files, out=tmp_path / "out", data="objects.npz") == 1
+    assert "no .npz file of plain arrays" in capsys.readouterr().err
+
+
+def test_wrong_arguments_end_with_two():
+    for arguments in ([], ["audit"], ["audit", "a", "b", "--steps", "many"]):
+        with pytest.raises(SystemExit) as stop:
+            main(arguments)
+        assert stop.value.code == 2
+
+
+def test_help_teaches():
+    command = [sys.executable, "-m", "keras_structadv", "audit", "--help"]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=pathlib.Path(__file__).parents[2],
+    )
+    for text in ("examples:", "pixels", "exit codes", "report.npz", "numpy.savez"):
+        assert text in done.stdout
+
+
+def test_rows_are_valid_json(files, tmp_path):
+    audit(files, *QUICK, out=tmp_path)
+    rows = json.loads((tmp_path / "report.json").read_text())["rows"]
+    assert [row["strength"] for row in rows] == [0, 1]

@@ -1,0 +1,174 @@
+import json
+
+import numpy as np
+import pandas
+import pytest
+
+import keras_structadv as ksa
+from keras_structadv.audit.attack import Attempt
+from keras_structadv.audit.tally import Tally
+
+
+def attempt(*scores, field=1.0):
+    fields = np.full((len(scores), 4, 4, 2), field, "float32")
+    return Attempt(
+        np.array(scores, "float32"), np.arange(len(scores), dtype="int32"), fields
+    )
+
+
+def report(**changes):
+    """Three images, strengths 0, 1, 2: one is never lost, two are."""
+    tally = Tally(np.zeros((3, 4, 4, 1), "float32"), attempt(1, 1, 1, field=0.0))
+    tally.end_strength()
+    tally.add("adversarial", attempt(1, 0, 1, field=0.5))
+    tally.add("random", attempt(1, 1, 1))
+    tally.add("random", attempt(1, 0, 1))
+    tally.end_strength()
+    tally.add("adversarial", attempt(1, 1, 1))
+    tally.add("random", attempt(1, 1, 0, field=2.0))
+    tally.add("random", attempt(1, 1, 0))
+    tally.end_strength()
+    settings = {
+        "strength": "max_displacement",
+        "random": 2,
+        "metric": None,
+        "moves_pixels": True,
+        "value_range": [0, 255],
+    }
+    return ksa.RobustnessReport.of(
+        [tally.first(3, 2**20)], (0, 1, 2), settings | changes
+    )
+
+
+def test_the_columns():
+    found = report()
+    third, two = pytest.approx([1, 2 / 3, 2 / 3]), pytest.approx([1, 2 / 3, 1 / 3])
+    assert found.adversarial == third and found.random_worst == two
+    assert found.worst == two
+    assert found.random_mean == pytest.approx([1, 5 / 6, 2 / 3])
+
+
+def test_what_is_kept_of_each_image():
+    found = report()
+    assert [*found.kind] == [0, 1, 2] and [*found.place] == [-1, 1, 2]
+    assert [*found.lost()] == [1, 2]
+    assert [*found.fields[:, 0, 0, 0]] == [0, 0.5, 2]
+
+
+def test_rows_for_pandas():
+    found = report()
+    frame = pandas.DataFrame(list(found))
+    assert len(found) == len(frame) == 3
+    assert [*frame.columns] == [
+        "strength",
+        "random_mean",
+        "random_worst",
+        "adversarial",
+        "worst",
+    ]
+    assert frame["worst"].iloc[2] == pytest.approx(1 / 3) == found[-1]["worst"]
+    assert found[2] == [*found][2]
+    with pytest.raises(IndexError):
+        found[3]
+
+
+def test_the_table():
+    lines = report().table().splitlines()
+    assert lines[0] == (
+        "| max_displacement | random | worst of 2 random | adversarial | worst of all |"
+    )
+    assert lines[4].startswith("| 2 | 0.667 ± 0.272 |")
+    assert len({line.count("|") for line in lines}) == 1
+    assert repr(report()) == report().table()
+
+
+def test_the_band_holds_the_mean_and_shrinks_with_more_images():
+    rng = np.random.default_rng(0)
+
+    def of(count):
+        scores = (rng.uniform(size=(count, 1)) < 0.7).astype("float32")
+        part = {
+            "clean": scores[:, 0],
+            "kind": np.zeros(count, "int8"),
+            "place": np.full(count, -1),
+            "answers": np.zeros((count, 2)),
+            "images": np.zeros((0, 4, 4, 1)),
+            "fields": np.zeros((0, 4, 4, 2)),
+            "adversarial": scores,
+            "random_worst": scores,
+            "random_mean": scores,
+        }
+        return ksa.RobustnessReport.of([part], (1,), {})
+
+    few, many = of(100), of(10000)
+    widths = []
+    for one in (few, many):
+        (low,), (high,) = one.band("worst")
+        assert low < one.worst[0] < high
+        widths.append(high - low)
+        # A binomial interval has 3.92 standard errors.
+        error = np.sqrt(0.21 / len(one.clean))
+        assert widths[-1] == pytest.approx(3.92 * error, rel=0.15)
+
+
+def test_figures_are_drawn():
+    found = report()
+    figure = found.plot()
+    (axes,) = figure.axes
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert labels == ["random", "worst of 2 random", "adversarial"]
+    assert axes.get_xlabel() == "longest displacement (pixels)"
+    np.testing.assert_allclose(axes.lines[2].get_ydata(), found.adversarial)
+    figure = found.plot_worst(class_names=["cat", "dog", "cow"])
+    titles = [axes.get_title() for axes in figure.axes]
+    assert titles[0] == "dog" and titles[2] == "dog, at 1" and titles[5] == "cow, at 2"
+    assert len(report().plot_worst(1).axes) == 3
+    colours = report(strength="magnitude", moves_pixels=False, metric="hits")
+    assert colours.plot().axes[0].get_ylabel() == "score"
+
+
+def test_save_and_load(tmp_path):
+    found = report()
+    found.save(tmp_path / "new" / "folder")
+    again = ksa.RobustnessReport.load(tmp_path / "new" / "folder")
+    assert again.settings == found.settings and again.table() == found.table()
+    for name in ("strengths", "clean", "kind", "place", "answers", "images", "fields"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(found, name))
+    about = json.loads((tmp_path / "new/folder/report.json").read_text())
+    assert about["rows"] == [*found] and about["images"] == 3
+    assert sorted(x.name for x in (tmp_path / "new/folder").iterdir()) == [
+        "report.json",
+        "report.npz",
+    ]
+
+
+def test_files_that_are_no_report(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        ksa.RobustnessReport.load(tmp_path)
+    path = tmp_path / "report.npz"
+    report().save(tmp_path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match="no report"):
+        ksa.RobustnessReport.load(tmp_path)
+    np.savez(path, x=np.zeros(3))
+    with pytest.raises(ValueError, match="no report"):
+        ksa.RobustnessReport.load(tmp_path)
+    path.write_bytes(whole)
+    arrays = dict(np.load(path))
+    np.savez(path, **{**arrays, "clean": arrays["clean"][:2]})
+    with pytest.raises(ValueError, match="do not fit"):
+        ksa.RobustnessReport.load(tmp_path)
+    np.savez(path, **{**arrays, "clean": np.array([print, 1, 2], object)})
+    with pytest.raises(ValueError, match="no report"):
+        ksa.RobustnessReport.load(tmp_path)
+
+
+def test_pictures_beyond_the_bound_are_left_out():
+    tally = Tally(np.zeros((8, 4, 4, 1), "float32"), attempt(*[1] * 8))
+    tally.add("random", attempt(*[0] * 8))
+    tally.end_strength()
+    one = 4 * 4 * 3 * 4
+    kept = [len(tally.first(6, bytes)["images"]) for bytes in (9 * one, 3 * one, 0, -1)]
+    assert kept == [6, 3, 0, 0]
+    assert len(tally.first(6, 0)["clean"]) == 6
