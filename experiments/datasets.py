@@ -49,6 +49,7 @@ DESCRIPTIONS = {
     "mnist-1000": Description((28, 28, 1), 10, 1000, 2000, False, 3, 14, 0.0),
     "glyphs": Description((28, 28, 1), 47, 282, 517, False, 3, 14, 0.0),
     "colour-glyphs": Description((28, 28, 3), 47, 1128, 470, False, 3, 14, 128.0),
+    "colour-glyphs-423": Description((28, 28, 3), 47, 423, 705, False, 3, 14, 128.0),
 }
 
 
@@ -173,11 +174,11 @@ def _glyphs(_: str, seed: int, held_out: str) -> tuple[Arrays, Sets]:
     return train, {"": test if held_out == "test" else validation}
 
 
-def _colour_glyphs(_: str, seed: int, held_out: str) -> tuple[Arrays, Sets]:
-    sets = {}
+def _colour_glyphs(name: str, seed: int, held_out: str) -> tuple[Arrays, Sets]:
+    typefaces, sets = DESCRIPTIONS[name].train_size // 141, {}
     for colours in ("same", "unseen"):
         train, sets[f"{colours} colours"] = ksa.datasets.load_colour_glyphs(
-            colours=colours, held_out=held_out, seed=seed
+            typefaces, colours, held_out, seed
         )
     return train, sets
 
@@ -196,4 +197,5 @@ _EMBEDDED: dict[str, Callable] = {
     "mnist-1000": _mnist,
     "glyphs": _glyphs,
     "colour-glyphs": _colour_glyphs,
+    "colour-glyphs-423": _colour_glyphs,
 }

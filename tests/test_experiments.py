@@ -42,7 +42,9 @@ def paper_cells(name):
 
 def tiny(cell_name, *changes):
     """Returns changes under which the model of a cell takes no time."""
-    size = ("model.size=32",) if cell_name.startswith("table2") else ()
+    size = ("model.size=32",)
+    if cell_name.startswith("small"):
+        size += ("adversary=recoloring-reused", "attack.random=1", "attack.steps=1")
     if cell_name.startswith("table1"):
         size = ("model.depth=8", "model.width=1")
     return [*size, *changes]
@@ -77,6 +79,7 @@ def test_every_cell_of_the_paper_has_a_file(name, numbers):
         "table1/cifar10-flow-autoaugment",
         "table1/stl10-recoloring-randaugment",
         "table2/cifar100-recoloring",
+        pytest.param("small/finetune-recoloring", marks=pytest.mark.slow),
     ],
 )
 def test_cells_run(cell, capsys):
@@ -97,6 +100,15 @@ def test_adversaries_run_with_a_policy(adversary, capsys):
     assert measured <= set(record["history"])
     assert set(record["accuracy"]) == {"same colours", "unseen colours"}
     assert json.loads(json.dumps(record)) == record
+
+
+def test_finetuning_takes_the_arguments_that_were_searched_on_mnist():
+    searched = {x.adversary: x.arguments for x in load_cells("small/mnist-200")}
+    cells = load_cells("small/finetune")
+    rows = ["none", "keras-randaugment", "random-flow", "flow-reused"]
+    assert [cell.adversary for cell in cells] == rows
+    for cell in cells:
+        assert cell.arguments == searched[cell.adversary]
 
 
 def test_the_adversary_sees_raw_images_and_the_policy_comes_after_it():
