@@ -2,8 +2,8 @@
 
     python -m experiments.curves --picture FILE [--results FILE] [--measured SET]
 
-The runs are those of experiments.train with several `attack.strengths`, the first of
-which is 0. A line is the mean over the seeds, its band two standard errors.
+The runs are those of experiments.train with several `attack.strengths`; at 0 stands the
+clean accuracy. A line is the mean over the seeds, its band two standard errors.
 """
 
 import argparse
@@ -26,6 +26,7 @@ def curves(records: list[dict], measured: str) -> dict[str, dict[float, list[flo
     found: dict[str, dict[float, list[float]]] = {}
     for record in records:
         row = found.setdefault(record["settings"]["adversary"], {})
+        row.setdefault(0.0, []).append(record["accuracy"][measured])
         for strength, value in record["worst_case"][measured]["both"].items():
             row.setdefault(float(strength), []).append(value)
     return {name: found[name] for name in NAMES if name in found}

@@ -16,7 +16,12 @@ kernelspec = pytest.importorskip("ipykernel.kernelspec")
 
 FOLDER = pathlib.Path(__file__).parents[1] / "notebooks"
 PATHS = sorted(FOLDER.glob("*.ipynb"))
-FIGURES = {"01_quickstart": 2, "02_flow_and_recoloring": 6, "03_training": 2}
+FIGURES = {
+    "01_quickstart": 2,
+    "02_flow_and_recoloring": 6,
+    "03_training": 2,
+    "04_audit": 3,
+}
 """How many figures a notebook shows at least."""
 COLAB = "https://colab.research.google.com"
 REPOSITORY = "keras-structadv/keras_structadv"

@@ -31,3 +31,11 @@ def test_the_table_is_that_of_the_records(page, arguments, monkeypatch, capsys):
     printed = capsys.readouterr().out.strip()
     assert printed.count("\n") > 3
     assert printed in (ROOT / page).read_text()
+
+
+def test_the_audit_of_photographs_is_that_of_the_record():
+    record = (ROOT / "benchmarks/results/photographs.txt").read_text()
+    tables = [x.strip() for x in record.split("\n\n") if x.startswith("|")]
+    assert len(tables) == 2
+    for printed in tables:
+        assert printed in (ROOT / "README.md").read_text()
