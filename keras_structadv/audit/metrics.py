@@ -70,7 +70,7 @@ def _is_right(labels: Any, predictions: Any, model: keras.Model, loss: Any) -> A
     single = not isinstance(predictions, (list, tuple, dict))
     if single and len(predictions.shape) == 1:
         predictions = predictions[:, None]
-    shape = tuple(predictions.shape) if single else None
+    shape = tuple(predictions.shape) if single else ()
     one = per_image_loss(model, loss) if single else None
     multilabel = one and one.is_binary and len(shape) == 2 and shape[-1] > 1
     if one is None or len(shape) != 2 or multilabel:
