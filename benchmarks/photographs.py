@@ -9,13 +9,13 @@ photographs in the public domain.
 
 import argparse
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 import numpy as np
 
 import keras_structadv as ksa
-from benchmarks.gallery import draw_films, films
 from benchmarks.timing import machine
 from experiments import imagenet
 from experiments.models import confidences
@@ -66,7 +66,8 @@ def draw(model: keras.Model, folder: pathlib.Path, small: bool) -> None:
         found = confidences(model, pictures)
         return [f"{names[row.argmax()]} {row.max():.0%}" for row in found]
 
-    flows = ksa.adversarial_flow(x, gradients, max_displacement=PIXELS)
+    within = ksa.AdversarialFlow((PIXELS, PIXELS), steps=2 if small else 10).bind(model)
+    flows = within.fields(x, y)
     warped = ksa.dense_image_warp(x, flows)
     ksa.visualization.plot_flow(
         x, flows, before=answers(x), after=answers(warped)
@@ -80,13 +81,81 @@ def draw(model: keras.Model, folder: pathlib.Path, small: bool) -> None:
     wrong[np.arange(len(y)), y] = -1
     targets = wrong.argmax(axis=1)
     numbers = STEPS[:2] if small else STEPS
-    frames = films(model, x, y, targets, numbers, smoothness=None)
+    frames = films(model, x, y, targets, numbers)
     beliefs = {
         name: np.stack([confidences(model, frame) for frame in film])
         for name, film in frames.items()
     }
     path = folder / "photographs_steps.png"
     draw_films(path, frames, beliefs, y, targets, names, numbers, [0, 1])
+
+
+def films(
+    model: keras.Model,
+    x: Any,
+    y: Any,
+    targets: Any,
+    numbers: tuple[int, ...],
+) -> dict[str, np.ndarray]:
+    """The images after these numbers of steps, away from labels and towards targets.
+
+    Each step moves by one pixel.
+    """
+    made = {}
+    for name, data in (
+        ("away from", {"images": x, "labels": y}),
+        ("towards", {"images": x, "labels": y, "targets": targets}),
+    ):
+        frames = [x.astype("float32")]
+        for steps in numbers[1:]:
+            layer = ksa.AdversarialFlow(
+                (steps, steps), rate=1.0, steps=steps, step_size=1 / steps
+            ).bind(model)
+            frames.append(np.asarray(layer(data, training=True)["images"]))
+        made[name] = np.stack(frames)
+    return made
+
+
+def draw_films(
+    path: pathlib.Path,
+    frames: dict[str, np.ndarray],
+    beliefs: dict[str, np.ndarray],
+    y: Any,
+    targets: Any,
+    names: Sequence[str],
+    numbers: tuple[int, ...],
+    chosen: Any,
+) -> None:
+    """Draws films, a row for each image and direction.
+
+    Args:
+        path: file to write to.
+        frames: what `films` returned.
+        beliefs: the confidences of the model at each of them.
+        y: the labels.
+        targets: the targets.
+        names: the names of the classes.
+        numbers: the numbers of steps.
+        chosen: the images to draw.
+    """
+    from matplotlib.figure import Figure
+
+    rows = [(i, name) for i in chosen for name in frames]
+    size = (1.4 * len(numbers), 1.65 * len(rows))
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(len(rows), len(numbers))
+    for row, (i, name) in zip(axes, rows):
+        aim = names[(targets if name == "towards" else y)[i]]
+        row[0].set_ylabel(f"{name}\n{aim!r}")
+        for axis, image, belief in zip(row, frames[name][:, i], beliefs[name][:, i]):
+            axis.imshow(image.squeeze() / 255, cmap="gray", vmin=0, vmax=1)
+            answer = names[belief.argmax()]
+            axis.set_title(f"{answer!r} {belief.max():.0%}", fontsize=9)
+            axis.set(xticks=[], yticks=[])
+    for axis, steps in zip(axes[-1], numbers):
+        axis.set_xlabel(f"{steps} steps")
+    figure.savefig(path, dpi=90)
+    print(f"wrote {path}")
 
 
 def main(arguments: list[str] | None = None) -> None:
