@@ -10,7 +10,7 @@ import pytest
 
 import keras_structadv as ksa
 from keras_structadv.audit.command import main
-from tests.audit.models import answers, linear, smooth_images
+from tests.audit.cases import answers, linear, smooth_images
 
 QUICK = ["--steps", "2", "--random", "2", "--strengths", "0", "1"]
 

@@ -9,7 +9,7 @@ import keras_structadv as ksa
 from keras_structadv.audit import audit
 from keras_structadv.audit.attack import Attack
 from keras_structadv.gradients import per_image_gradients
-from tests.audit.models import LOGITS, answers, linear, smooth_images
+from tests.audit.cases import LOGITS, answers, linear, smooth_images
 from tests.models import numpy, small_model
 
 # The same on every backend; each evaluation is compiled anew.

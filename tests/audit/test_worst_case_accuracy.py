@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 import keras_structadv as ksa
-from tests.audit.models import LOGITS, answers, linear, smooth_images
+from tests.audit.cases import LOGITS, answers, linear, smooth_images
 
 
 @pytest.fixture
