@@ -18,6 +18,7 @@ DIGITS = "--config small/digits --set adversary=flow policy=none"
 # The arguments that make a script small. They come last, so that they win.
 SMALLEST = {
     "benchmarks.accelerator": "--small --precision float32",
+    "benchmarks.attack_strength": "--small",
     "benchmarks.code_sizes": "--small",
     "benchmarks.demo": "--small --data digits",
     "benchmarks.photographs": "--small --folder pictures",
@@ -40,6 +41,7 @@ SMALLEST = {
 # Words of what it prints at the end, or a file that it writes.
 SIGNS = {
     "benchmarks.accelerator": "| flow, rate 1, reused |",
+    "benchmarks.attack_strength": "| ART SpatialTransformation |",
     "benchmarks.code_sizes": "| 32 | flow, smoothness 100.0 | 7 | 8 |",
     "benchmarks.demo": "| adversarial flow, reused | 1 |",
     "benchmarks.photographs": "pictures/photographs_steps.png",
