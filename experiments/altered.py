@@ -175,7 +175,7 @@ class InTrainingMode:
 
         return gradients_of(
             model, in_training, images, labels, loss=None, target=self.target
-        )
+        )[0]
 
 
 class FlowInTrainingMode(InTrainingMode, ksa.AdversarialFlow):

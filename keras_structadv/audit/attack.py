@@ -10,7 +10,7 @@ from keras import ops
 
 from keras_structadv.audit.metrics import answers_of, metric_for
 from keras_structadv.backends import framework
-from keras_structadv.gradients import Inference, attack_pass, images_among
+from keras_structadv.gradients import Inference, gradients_of, images_among
 from keras_structadv.gradients.inputs import split_inputs
 from keras_structadv.gradients.labels import as_labels, most_likely, random_wrong
 from keras_structadv.gradients.outputs import by_output
@@ -57,7 +57,7 @@ class Attack:
         metric: see `metric_for`.
 
     Attributes:
-        images: the images of the batch that was begun.
+        images: those of the batch that was begun, channels last.
         code_length: how many random numbers make a field for one of them.
     """
 
@@ -100,13 +100,13 @@ class Attack:
             )
         if not self._model.built:
             self._model(inputs, training=False)
-        whole = self._layer.layout.channels_last(ops.cast(images, "float32"))
+        self.images = self._layer.layout.channels_last(images)
         if not self._code_size:
             self._layer.check_layout(images)
             self._layer.check_visible_values(images)
             # Twice what reused gradients keep: less than 1 % of the energy is missing.
-            size = 2 * self._layer.code_size(whole)
-            self._code_size = min(max(whole.shape[1:3]), size)
+            self._code_size = 2 * self._layer.code_size(self.images)
+            self.code_length = self._layer.code_length(images, self._code_size)
         predictions = self._predict(inputs)
         if y is None:
             y = _most_likely(self._model, self._layer.loss, predictions)
@@ -115,8 +115,6 @@ class Attack:
             draw = functools.partial(random_wrong, seed=self._layer.seed_generator)
             target = keras.tree.map_structure(draw, y, predictions)
         self._batch = _Batch(inputs, y, extra, target)
-        self.images = images
-        self.code_length = self._layer.code_length(whole, self._code_size)
         return _attempt(None, *self._judged(y, predictions))
 
     def random(self, codes: np.ndarray, strength: float) -> Attempt:
@@ -176,7 +174,7 @@ class Attack:
         images, pack = self._images_in(batch)
         current, y = self._changed(images, batch.y, field)
         inference = Inference(self._model, values)
-        gradients, predictions = attack_pass(
+        gradients, predictions = gradients_of(
             self._model,
             lambda z: inference(pack(z)),
             current,

@@ -102,8 +102,7 @@ class Audit:
         """
         attack = self._attack
         clean = attack.begin(batch.x, batch.y)
-        images = self.layer.layout.channels_last(attack.images)
-        tally = Tally(ops.convert_to_numpy(images), clean)
+        tally = Tally(ops.convert_to_numpy(attack.images), clean)
         # The draws of an image are its own, whatever the size of the batches.
         own = before + np.arange(len(tally.kind)) % batch.valid
         normal, uniform = self._draws(own, attack.code_length)

@@ -4,7 +4,6 @@ from keras_structadv.backends import WeightSnapshot
 from keras_structadv.gradients.inference import Inference
 from keras_structadv.gradients.inputs import images_among
 from keras_structadv.gradients.per_image import (
-    attack_pass,
     gradients_of,
     per_image_gradients,
     without_gradient,
@@ -13,7 +12,6 @@ from keras_structadv.gradients.per_image import (
 __all__ = [
     "Inference",
     "WeightSnapshot",
-    "attack_pass",
     "gradients_of",
     "images_among",
     "per_image_gradients",

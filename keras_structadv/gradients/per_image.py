@@ -76,23 +76,10 @@ def per_image_gradients(
     inference = Inference(model)
     return gradients_of(
         model, lambda z: inference(pack(z)), images, labels, loss=loss, target=target
-    )
+    )[0]
 
 
 def gradients_of(
-    model: keras.Model,
-    forward: Callable[[Any], Any],
-    images: Any,
-    labels: Any,
-    *,
-    loss: Any,
-    target: Any,
-) -> Any:
-    """Returns `per_image_gradients` for a forward pass; see `attack_pass`."""
-    return attack_pass(model, forward, images, labels, loss=loss, target=target)[0]
-
-
-def attack_pass(
     model: keras.Model,
     forward: Callable[[Any], Any],
     images: Any,

@@ -180,7 +180,8 @@ class Adversary(Hooks):
         if isinstance(target, str) and target == "random":
             target = functools.partial(random_wrong, seed=self.seed_generator)
         loss, model = self.loss_in_use, self.binding.model
-        return gradients_of(model, forward, images, labels, loss=loss, target=target)
+        passed = gradients_of(model, forward, images, labels, loss=loss, target=target)
+        return passed[0]
 
     def code_length(self, images: Any, size: int) -> int:
         """Returns how many numbers the code of one of these images has."""

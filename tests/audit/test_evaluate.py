@@ -201,6 +201,20 @@ def test_recolourings_and_other_layouts():
     assert same.images.shape == x.shape
 
 
+def test_flows_of_channels_first_images():
+    model, x = linear(), smooth_images(12)
+    y = answers(model, x)
+    first = keras.Sequential(
+        [keras.Input((1, 16, 16)), layers.Permute((2, 3, 1)), *model.layers]
+    )
+    first.compile(loss=LOGITS)
+    layer = ksa.AdversarialFlow(data_format="channels_first")
+    same = evaluate(first, x.transpose(0, 3, 1, 2), y, layer)
+    report = evaluate(model, x, y)
+    np.testing.assert_allclose(same.of_images("worst"), report.of_images("worst"))
+    np.testing.assert_array_equal(same.images, x)
+
+
 @of_one_backend
 def test_values_scaled_to_one(case):
     model, x, y = case
