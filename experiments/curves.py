@@ -39,7 +39,7 @@ def draw(found: dict[str, dict[float, list[float]]], path: pathlib.Path) -> None
         strengths = sorted(row)
         means = np.array([np.mean(row[x]) for x in strengths])
         errors = [np.std(row[x], ddof=1) / len(row[x]) ** 0.5 for x in strengths]
-        (line,) = axes.plot(strengths, means, marker="o", label=NAMES.get(name, name))
+        (line,) = axes.plot(strengths, means, marker="o", label=NAMES[name])
         low, high = means - 2 * np.array(errors), means + 2 * np.array(errors)
         axes.fill_between(
             strengths, low, high, color=line.get_color(), alpha=0.2, linewidth=0
@@ -73,7 +73,7 @@ def main(arguments: list[str] | None = None) -> None:
     for name, row in found.items():
         cells = [f"{np.mean(row[strength]):.3f}" for strength in strengths]
         seeds = len(row[strengths[0]])
-        print(f"| {NAMES.get(name, name)} | {seeds} | {' | '.join(cells)} |")
+        print(f"| {NAMES[name]} | {seeds} | {' | '.join(cells)} |")
     print(f"\n{options.picture}")
 
 

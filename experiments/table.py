@@ -125,6 +125,12 @@ def holm(values: list[float]) -> list[float]:
     return corrected
 
 
+def corrected_p(found: dict[tuple, np.ndarray]) -> dict[tuple, float]:
+    """The p of paired differences by their keys, corrected for all that have one."""
+    tests = {key: test[1] for key, x in found.items() if (test := t_and_p(x))}
+    return dict(zip(tests, holm([*tests.values()])))
+
+
 def _error(values: np.ndarray) -> float:
     return values.std(ddof=1) / np.sqrt(len(values))
 
@@ -155,8 +161,7 @@ def comparison(
         for labels in rows
         for base, of in bases.items()
     }
-    tests = {key: test[1] for key, x in found.items() if (test := t_and_p(x))}
-    corrected = dict(zip(tests, holm([*tests.values()])))
+    corrected = corrected_p(found)
 
     heads = [*heads, "seeds"]
     for name in measures:
@@ -257,8 +262,7 @@ def brief(records: list[dict], control: str) -> str:
         for name, rows in measures.items()
         for labels, values in rows.items()
     }
-    tests = {key: test for key, x in found.items() if (test := t_and_p(x))}
-    corrected = dict(zip(tests, holm([p for _, p in tests.values()])))
+    corrected = corrected_p(found)
     heads = ["training", "seeds"]
     for name in measures:
         heads += [name, "minus control"]
@@ -272,9 +276,9 @@ def brief(records: list[dict], control: str) -> str:
             cells.append(f"{_short(values.mean())}{error}")
             difference = found[name, labels]
             text = _short(difference.mean(), "+") if len(difference) else ""
-            if (name, labels) in tests:
+            if test := t_and_p(difference):
                 star = "*" if corrected[name, labels] < 0.001 else ""
-                text += f" (t {tests[name, labels][0]:.1f}){star}"
+                text += f" (t {test[0]:.1f}){star}"
             cells.append(text)
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -14,6 +14,7 @@ from keras import ops
 from keras_structadv.backends import fused
 from keras_structadv.checks import check_count, check_images, range_pair
 from keras_structadv.defaults import damping_of
+from keras_structadv.files import whole_file
 from keras_structadv.operators import EdgePreserving
 from keras_structadv.recoloring import check_recoloring_arguments, scaled_to_unit
 from keras_structadv.solvers import recoloring_basis
@@ -209,9 +210,8 @@ def _digest(images: Any, batch_size: int) -> str:
 
 def _write(record: pathlib.Path, content: dict) -> None:
     """Writes the record atomically."""
-    fresh = _with(record, ".new")
-    fresh.write_text(json.dumps(content, indent=1))
-    os.replace(fresh, record)
+    with whole_file(record) as file:
+        file.write(json.dumps(content, indent=1).encode())
 
 
 def _with(path: pathlib.Path, suffix: str) -> pathlib.Path:

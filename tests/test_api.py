@@ -95,7 +95,7 @@ STAGES = [
     {"backends.current"},
     {"backends.snapshot"},
     {"backends"},
-    {"differences", "checks", "datasets", "defaults"},
+    {"differences", "checks", "datasets", "defaults", "files"},
     {"scaling", "dct", "operators.screened_poisson", "operators.edge_preserving"},
     {"operators"},
     {"solvers.conjugate_gradients"},

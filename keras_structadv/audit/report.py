@@ -1,7 +1,6 @@
 """What an audit found, as numbers, tables, pictures and files."""
 
 import dataclasses
-import io
 import json
 import os
 import pathlib
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from keras_structadv.audit.plots import plot_curves, plot_lost
+from keras_structadv.files import whole_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -201,11 +201,11 @@ class RobustnessReport:
             "settings": self.settings,
         }
         arrays = {name: getattr(self, name) for name in _ARRAYS} | self.scores
-        packed = io.BytesIO()
-        np.savez_compressed(packed, about=np.array(json.dumps(about)), **arrays)
-        _write(folder / "report.npz", packed.getvalue())
+        with whole_file(folder / "report.npz") as file:
+            np.savez_compressed(file, about=np.array(json.dumps(about)), **arrays)
         text = json.dumps({**about, "rows": list(self)}, indent=1)
-        _write(folder / "report.json", text.encode())
+        with whole_file(folder / "report.json") as file:
+            file.write(text.encode())
 
     @classmethod
     def load(cls, folder: str | os.PathLike) -> "RobustnessReport":
@@ -268,13 +268,3 @@ class RobustnessReport:
                 "`steps` or `restarts`.",
                 stacklevel=3,
             )
-
-
-def _write(path: pathlib.Path, content: bytes) -> None:
-    """Writes a file as a whole, or not at all."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        part.write_bytes(content)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)

@@ -12,6 +12,7 @@ from keras import ops
 
 from keras_structadv.backends import framework
 from keras_structadv.checks import check_count
+from keras_structadv.files import whole_file
 
 _WAYS = 4
 
@@ -204,18 +205,13 @@ class GradientStore:
             raise ValueError("The store is empty: it was not built. Train first.")
         path = pathlib.Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = path.with_name(f"{path.name}.{os.getpid()}.new")
-        try:
-            with open(fresh, "wb") as file:
-                np.savez(
-                    file,
-                    keys=ops.convert_to_numpy(self._keys),
-                    codes=ops.convert_to_numpy(self._codes),
-                    layout=self._layout,
-                )
-            os.replace(fresh, path)
-        finally:
-            fresh.unlink(missing_ok=True)
+        with whole_file(path) as file:
+            np.savez(
+                file,
+                keys=ops.convert_to_numpy(self._keys),
+                codes=ops.convert_to_numpy(self._codes),
+                layout=self._layout,
+            )
 
     def load(self, path: str | os.PathLike) -> None:
         """Loads a table that `save` wrote.
