@@ -123,16 +123,22 @@ class Audit:
     def _draws(self, own: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns normal draws, (batch, fields, length), and uniform ones for starts.
 
-        By NumPy, so that they are the same on all backends.
+        By NumPy, so that they are the same on all backends. Each start after the first
+        has a stream of its own, so that more of them change no other field.
         """
         normal, uniform = [], []
         for number in own.tolist():
-            bits = np.random.Philox(key=np.array([self._seed, number], "uint64"))
-            draw = np.random.Generator(bits)
-            uniform.append(draw.random(self._restarts, "float32"))
-            shape = (self._restarts + self._random, length)
-            normal.append(draw.standard_normal(shape, "float32"))
-        return np.stack(normal), np.stack(uniform)
+            key = np.array([self._seed, number], "uint64")
+            starts = [
+                np.random.Generator(np.random.Philox(counter=[0, 0, 0, k], key=key))
+                for k in range(self._restarts)
+            ]
+            uniform.append([draw.random(dtype="float32") for draw in starts])
+            fields = [draw.standard_normal((1, length), "float32") for draw in starts]
+            others = (self._random, length)
+            fields.append(starts[0].standard_normal(others, "float32"))
+            normal.append(np.concatenate(fields))
+        return np.stack(normal), np.asarray(uniform, "float32")
 
     def _settings(self) -> dict:
         layer = self.layer
