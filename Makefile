@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint docs bench clean
 
 # The stamp is made again when the dependencies change, not when the code does: the
 # package is installed in place.
@@ -29,6 +29,13 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+.venv/docs: .venv/installed
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	touch $@
+
+docs: .venv/docs
+	$(BIN)/sphinx-build -W --keep-going --quiet docs docs/_build/html
+
 bench: .venv/installed
 	$(BIN)/python -m benchmarks.solve_and_warp
 	$(BIN)/python -m benchmarks.recoloring_solve
@@ -36,3 +43,4 @@ bench: .venv/installed
 
 clean:
 	rm -rf .venv tests/parity/.venv build dist *.egg-info demo.png
+	rm -rf docs/_build docs/notebooks docs/reference/generated

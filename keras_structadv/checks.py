@@ -161,3 +161,11 @@ def strength_range(name: str, value: Any) -> tuple[float, float]:
             f"U(0, {name}), or a pair (low, high) with 0 <= low <= high."
         )
     return float(pair[0]), float(pair[1])
+
+
+def missing_packages(packages: str, error: ImportError) -> ImportError:
+    """Returns the error that names the packages of a data set."""
+    return ImportError(
+        f"This data set needs {packages} ({error}). "
+        "Run: pip install 'keras-structadv[experiments]'"
+    )

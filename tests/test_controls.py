@@ -1,4 +1,4 @@
-"""The controls, which the claims of the README stand on."""
+"""The controls, which the claims of the documentation stand on."""
 
 import numpy as np
 import pytest

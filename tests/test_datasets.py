@@ -3,7 +3,7 @@ import sys
 import numpy as np
 import pytest
 
-from keras_structadv import datasets
+from keras_structadv import datasets, typefaces
 
 
 def test_digits():
@@ -87,22 +87,22 @@ def test_colour_glyphs():
 
 def test_the_sets_of_colour_glyphs_are_of_different_typefaces(monkeypatch):
     def letter(name):
-        number = datasets._TYPEFACES.index(name)
+        number = typefaces.TYPEFACES.index(name)
         return np.full((47, 28, 28, 1), 10 * number, "uint8")
 
-    monkeypatch.setattr(datasets, "_draw_typeface", letter)
+    monkeypatch.setattr(typefaces, "_draw_typeface", letter)
     monkeypatch.setattr(
         datasets,
         "_draw_palettes",
         lambda count, rng: np.tile([[[0.0] * 3, [255.0] * 3]], (count, 1, 1)),
     )
-    typefaces = []
+    used = []
     for held_out in ("test", "validation"):
         train, other = datasets.load_colour_glyphs(5, held_out=held_out)
         for images, _ in (train, other):
             means = images.reshape(len(images) // 47, -1).mean(axis=1)
-            typefaces.append({int(round(mean / 10)) for mean in means})
-    train, test, again, validation = typefaces
+            used.append({int(round(mean / 10)) for mean in means})
+    train, test, again, validation = used
     assert train == again
     assert [len(train), len(test), len(validation)] == [5, 13, 3]
     assert train | test | validation == set(range(21))

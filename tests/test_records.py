@@ -9,7 +9,7 @@ import pytest
 from experiments import table
 
 ROOT = pathlib.Path(__file__).parents[1]
-PAGES = ("README.md", "experiments/README.md")
+PAGES = ("docs/evidence.md", "experiments/README.md")
 COMMAND = re.compile(r"`python -m experiments\.table ([^`]*--brief[^`]*)`")
 TABLES = [
     (page, " ".join(arguments.split()))
@@ -33,9 +33,95 @@ def test_the_table_is_that_of_the_records(page, arguments, monkeypatch, capsys):
     assert printed in (ROOT / page).read_text()
 
 
+def rows_of(text):
+    """Returns the rows of the tables in a text by their first cells."""
+    rows = {}
+    for line in text.splitlines():
+        if line.startswith("|"):
+            first, *cells = [
+                cell.strip().removeprefix("**").removesuffix("**")
+                for cell in line.strip("|").split("|")
+            ]
+            rows.setdefault(first, []).append(cells)
+    return rows
+
+
+def record(name):
+    return (ROOT / "benchmarks/results" / name).read_text()
+
+
 def test_the_audit_of_photographs_is_that_of_the_record():
-    record = (ROOT / "benchmarks/results/photographs.txt").read_text()
-    tables = [x.strip() for x in record.split("\n\n") if x.startswith("|")]
+    tables = [
+        x.strip() for x in record("photographs.txt").split("\n\n") if x.startswith("|")
+    ]
     assert len(tables) == 2
     for printed in tables:
-        assert printed in (ROOT / "README.md").read_text()
+        assert printed in (ROOT / "docs/evidence.md").read_text()
+
+
+README = (ROOT / "README.md").read_text()
+NAMES = {
+    "PGD by pixel norm (L-infinity)": "PGD, L-infinity",
+}
+
+
+@pytest.fixture
+def measured(monkeypatch, capsys):
+    """The rows of the headline's table, as its command prints them."""
+    (arguments,) = (x for _, x in TABLES if "mnist-200" in x)
+    monkeypatch.chdir(ROOT)
+    table.main(shlex.split(arguments))
+    return {name: row for name, (row,) in rows_of(capsys.readouterr().out).items()}
+
+
+def test_the_table_of_the_readme_is_that_of_the_records(measured):
+    text = README.split("<!-- table: mnist-200 -->")[1].split("<!--")[0]
+    rows = rows_of(text)
+    assert len(rows) >= 8
+    for name, (cells,) in rows.items():
+        if name not in ("training", "---"):
+            _, clean, _, near, _, far, _ = measured[NAMES.get(name, name)]
+            assert cells == [x.split()[0] for x in (clean, near, far)], name
+    seeds = measured["random flow"][0]
+    assert f"mean over {seeds} seeds" in README
+
+
+def test_the_gains_of_the_readme_are_those_of_the_records(measured):
+    helps = next(line for line in README.splitlines() if "**helps**" in line)
+    for row in ("adversarial flow, reused", "adversarial flow, three steps"):
+        difference = measured[row][4]
+        assert difference.endswith("*")
+        assert difference.split()[0] in helps, row
+    clean = [measured[x][2] for x in measured if x.startswith("adversarial flow")]
+    assert all(abs(float(x.split()[0])) < 0.005 and "*" not in x for x in clean)
+
+
+def test_the_costs_of_the_readme_are_those_of_the_record():
+    rows = rows_of(record("step_overhead.txt"))
+    costs = next(line for line in README.splitlines() if "**costs**" in line)
+
+    def ratios(*names):
+        return [float(cells[0].split()[0]) for name in names for cells in rows[name]]
+
+    reused = ratios("flow, rate 1, reused gradients")
+    assert f"{min(reused)} to {max(reused)} of a plain step with reused" in costs
+    fresh = ratios("flow, rate 1", "flow, rate 1, random start")
+    assert f"{min(fresh):.1f} to {max(fresh):.1f} with fresh" in costs
+    steps = ratios("flow, rate 1, three steps")
+    assert f"{round(sum(steps) / len(steps))} with three steps" in costs
+    assert "about 5 %" in README and max(reused) <= 1.055
+
+
+def test_the_other_numbers_of_the_readme_are_those_of_the_records():
+    rows = rows_of(record("photographs.txt"))
+
+    def shown(row, place):
+        return rows[row][0][place].split()[0].lstrip("0")[:3]
+
+    (clean, *_), text = rows["0"], " ".join(README.split())
+    assert f"{clean[0].split()[0].lstrip('0')[:3]} right" in text
+    flow = f"leave {shown('1', 0)}, adversarial ones {shown('1', 2)};"
+    assert flow in text
+    solve = rows_of(record("solve_and_warp.txt"))["224x224 x 32"]
+    milliseconds = next(cells[1] for cells in solve if cells[0] == "dct")
+    assert f"{float(milliseconds.split()[0]):.0f} ms for 32 photographs" in text

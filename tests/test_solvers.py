@@ -27,7 +27,7 @@ from tests.models import small_model
 SMALL = [(2, 2), (2, 9), (7, 5), (16, 16), (33, 20), (64, 64)]
 # Mean and largest number of iterations on photographs at the default rtol.
 PINNED = {32: (9, 19), 64: (11, 18), 128: (12, 17), 224: (11, 18)}
-README = pathlib.Path(__file__).parents[1] / "README.md"
+PAGE = pathlib.Path(__file__).parents[1] / "docs/how_it_works.md"
 LARGE = [(96, 96), (224, 224), (150, 224)]
 
 
@@ -201,7 +201,7 @@ def accuracy(images, rhs, **form):
     return np.array(errors), np.array(angles), ops.convert_to_numpy(info.error)
 
 
-# Docstrings and README give these numbers.
+# Docstrings and documentation give these numbers.
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "kind,form,error,angle,factor",
@@ -229,7 +229,7 @@ def test_the_default_rtol_is_as_accurate_as_documented(
     assert errors.max() <= error and angles.max() <= angle
     assert np.all(errors <= factor * reported)
     assert errors.max() > error / 2  # the promise is not an empty one
-    for text in (ksa.adversarial_recoloring.__doc__, README.read_text()):
+    for text in (ksa.adversarial_recoloring.__doc__, PAGE.read_text()):
         text = " ".join(text.split())
         assert f"{error}" in text and f"{angle} degrees" in text
     assert f"up to {factor} times" in " ".join(SolveInfo.__doc__.split())

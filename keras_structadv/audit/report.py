@@ -43,6 +43,18 @@ class RobustnessReport:
         fields: float32, (m, height, width, ...), the flow or the perturbation of that
             attempt; zero if clean.
         settings: what was measured, and how.
+
+    Example:
+    >>> import keras
+    >>> import keras_structadv as ksa
+    >>> model = keras.Sequential(
+    ...     [keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(2)]
+    ... )
+    >>> model.compile(loss=keras.losses.SparseCategoricalCrossentropy(True))
+    >>> x = np.random.default_rng(0).uniform(0, 255, (4, 8, 8, 1))
+    >>> report = ksa.evaluate_robustness(model, x, strengths=(0, 1), verbose=0)
+    >>> [row["strength"] for row in report]
+    [0.0, 1.0]
     """
 
     strengths: np.ndarray

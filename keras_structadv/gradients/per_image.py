@@ -68,6 +68,16 @@ def per_image_gradients(
         ValueError: if there is no loss, labels and images differ in number, or an
             argument is not one of the above.
 
+    Example:
+    >>> import numpy as np
+    >>> model = keras.Sequential(
+    ...     [keras.Input((4, 4, 1)), keras.layers.Flatten(), keras.layers.Dense(2)]
+    ... )
+    >>> model.compile(loss=keras.losses.SparseCategoricalCrossentropy(True))
+    >>> images, labels = np.zeros((3, 4, 4, 1)), np.array([0, 1, 1])
+    >>> tuple(per_image_gradients(model, images, labels).shape)
+    (3, 4, 4, 1)
+
     Reference: Luo, Mobahi, Bengio (2020), Algorithm 1, line 4, and section 6.3.
     """
     images, pack = images_among(images)

@@ -47,6 +47,11 @@ class GradientStore:
 
     Raises:
         ValueError: if an argument is out of its range.
+
+    Example:
+    >>> from keras_structadv import AdversarialFlow, AdversarialTraining
+    >>> store = GradientStore(capacity=200_000)  # for 100,000 training images
+    >>> callback = AdversarialTraining(AdversarialFlow(), gradient=store)
     """
 
     def __init__(
