@@ -38,10 +38,9 @@ def test_the_table_has_the_worst_cases_of_its_strengths():
 def test_the_lines_for_a_model_of_ones_own_run(capsys):
     rng = np.random.default_rng(0)
     x, y = rng.uniform(0, 255, (8, 8, 8, 1)), np.arange(8) % 2
-    layers = [keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(2)]
-    model = keras.Sequential(layers)
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile("sgd", loss)
+    layers = keras.layers.Rescaling(1 / 255), keras.layers.Flatten()
+    model = keras.Sequential([keras.Input((8, 8, 1)), *layers, keras.layers.Dense(2)])
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     exec(demo.YOURS, {"model": model, "x": x, "y": y, "x_test": x, "y_test": y})
     assert "| max_displacement | random |" in capsys.readouterr().out
 
