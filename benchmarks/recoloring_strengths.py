@@ -1,4 +1,4 @@
-"""Chooses the magnitude of each recolouring row of the demo, on the validation set.
+"""Chooses the magnitude of each kind of recolouring, on the validation set.
 
 Trains on colour glyphs with each magnitude. Prints the accuracies on the validation
 set, whose typefaces are in neither training nor test set, in the same and in unseen
@@ -9,27 +9,32 @@ colours.
 
 import argparse
 import functools
+import os
 
-from benchmarks.demo import RECOLORING_ROWS, cell_of, workers
+from experiments.cells import load_cells
 from experiments.runs import run_all, train
-from experiments.table import mean_and_error
+from experiments.table import NAMES, mean_and_error
 
+ADVERSARIES = ("colour-jitter", "random-recoloring", "recoloring", "recoloring-reused")
+ROWS = {NAMES[adversary]: adversary for adversary in ADVERSARIES}
 MAGNITUDES = (0.2, 0.3, 0.5, 0.7)
 
 
 def measure(job: tuple[str, float, int], smoke: bool = False) -> dict[str, float]:
     """Trains a job, `(row, magnitude, seed)`; returns its validation accuracies."""
     row, magnitude, seed = job
-    cell = cell_of("colour-glyphs", row, f"recoloring.magnitude={magnitude}")
+    changes = f"adversary={ROWS[row]}", f"recoloring.magnitude={magnitude}"
+    (cell,) = load_cells(
+        "small/colour-glyphs", [*changes, "policy=none", "recoloring.rate=0.5"]
+    )
     return train(cell, seed, held_out="validation", smoke=smoke)[1]["accuracy"]
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Trains and prints the table."""
-    rows = [row for row in RECOLORING_ROWS if row != "none"]
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=4)
-    parser.add_argument("--rows", nargs="+", default=rows, choices=rows)
+    parser.add_argument("--rows", nargs="+", default=[*ROWS], choices=ROWS)
     parser.add_argument("--small", action="store_true", help="two steps, one magnitude")
     options = parser.parse_args(arguments)
     magnitudes, seeds = MAGNITUDES, range(options.seeds)
@@ -37,7 +42,9 @@ def main(arguments: list[str] | None = None) -> None:
         magnitudes, seeds = MAGNITUDES[:1], range(1)
     jobs = [(r, m, s) for s in seeds for r in options.rows for m in magnitudes]
     smallest = functools.partial(measure, smoke=options.small)
-    results = dict(run_all(jobs, smallest, **workers(options.small)))
+    one = {"workers": 1, "tasks": None}  # this process
+    workers = one if options.small else {"workers": os.cpu_count() or 1}
+    results = dict(run_all(jobs, smallest, **workers))
     print("\n| augmentation | magnitude | same colours | unseen colours |")
     print("|---|---|---|---|")
     for row in options.rows:

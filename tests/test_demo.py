@@ -1,38 +1,50 @@
-"""The cells that the demo trains."""
+"""What the demo trains, prints and recommends."""
 
+import dataclasses
+import pathlib
+from types import SimpleNamespace
+
+import keras
+import numpy as np
 import pytest
 
-import keras_structadv as ksa
 from benchmarks import demo
-from experiments.cells import ADVERSARIES
+from experiments.cells import load_cells
 
 pytestmark = pytest.mark.backends("tensorflow")
 
 
-@pytest.mark.parametrize("data", demo.DATA)
-def test_rows_have_the_defaults_of_the_layers_but_for_strength_and_smoothness(data):
-    defaults = {
-        "flow": ksa.AdversarialFlow().get_config(),
-        "recoloring": ksa.AdversarialRecoloring().get_config(),
-    }
-    for row in demo.DATA[data][1]:
-        cell = demo.cell_of(data, row)
-        assert (cell.data, cell.policy) == (data, "none")
-        if row == "none":
-            assert ADVERSARIES[cell.adversary] is None
-            continue
-        kind, table, gradient, _ = ADVERSARIES[cell.adversary]
-        assert (gradient == "reuse") == row.endswith("reused")
-        assert issubclass(kind, ksa.AdversarialFlow) == ("flow" in row)
-        given = {**getattr(cell, table)}
-        strength = given.pop(kind.strength_name)
-        if table == "flow":
-            assert given.pop("smoothness") == 100  # what the README's tables have
-        assert given.items() <= defaults[table].items()
-        expected = {"glyphs": 4.0, "colour-glyphs": 0.3 if "fresh" in row else 0.7}
-        assert strength == expected.get(data, 3.0)
+def test_cells_are_those_of_the_table_in_the_readme():
+    searched = {cell.adversary: cell for cell in load_cells("small/mnist-200")}
+    for name, cell in demo.cells().items():
+        assert dataclasses.replace(cell, attack=searched[name].attack) == searched[name]
+        assert bool(cell.arguments) == (name != "none")
 
 
-def test_further_settings_win():
-    cell = demo.cell_of("colour-glyphs", "colour jitter", "recoloring.magnitude=0.2")
-    assert cell.recoloring["magnitude"] == 0.2
+def test_trainings_are_described_as_one_would_write_them():
+    described = {name: demo.described(cell) for name, cell in demo.cells().items()}
+    assert described["random-flow"].startswith("RandomFlow(max_displacement=7.243, ")
+    assert described["flow-reused"].startswith("AdversarialFlow(max_displacement=2.4")
+    assert described["flow-reused"].endswith('rate=0.75), gradient="reuse"')
+
+
+def test_the_table_has_the_worst_cases_of_its_strengths():
+    worst = np.linspace(0.9, 0.4, len(demo.STRENGTHS))
+    report = SimpleNamespace(strengths=np.array(demo.STRENGTHS, "float32"), worst=worst)
+    printed = demo.table({"none": report}, {"none": [1.0, 3.0, 4.0, 8.0]})
+    assert printed.splitlines()[2:] == ["| plain | 0.900 | 0.700 | 0.500 | 2.0 | 5.0 |"]
+
+
+def test_the_lines_for_a_model_of_ones_own_run(capsys):
+    rng = np.random.default_rng(0)
+    x, y = rng.uniform(0, 255, (8, 8, 8, 1)), np.arange(8) % 2
+    layers = keras.layers.Rescaling(1 / 255), keras.layers.Flatten()
+    model = keras.Sequential([keras.Input((8, 8, 1)), *layers, keras.layers.Dense(2)])
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    exec(demo.YOURS, {"model": model, "x": x, "y": y, "x_test": x, "y_test": y})
+    assert "| max_displacement | random |" in capsys.readouterr().out
+
+
+def test_the_table_of_many_seeds_is_where_the_demo_says():
+    page = pathlib.Path(__file__).parents[1] / "docs/evidence.md"
+    assert "\n## MNIST with 200 images\n" in page.read_text()
