@@ -61,7 +61,8 @@ SIGNATURES = {
     "RobustnessReport.plot_worst": "(self, count=6, class_names=None)",
     "RobustnessReport.save": "(self, folder)",
     "WorstCaseAccuracy": "(x, y=None, perturbation=None, *, strength, steps=10, "
-    "restarts=1, metric=None, batch_size=64, seed=0)",
+    "restarts=1, metric=None, batch_size=64, seed=0, "
+    "name='val_worst_case_accuracy')",
     "evaluate_robustness": "(model, x, y=None, perturbation=None, *, strengths, "
     "steps=10, restarts=1, random=16, metric=None, batch_size=64, seed=None, "
     "verbose=1)",
@@ -127,7 +128,7 @@ STAGES = [
     {"layers.base"},
     {"layers.adversarial_flow", "layers.adversarial_recoloring"},
     {"layers.random_flow", "layers.random_recoloring"},
-    {"audit.metrics", "audit.data", "audit.plots"},
+    {"audit.metrics", "audit.data", "audit.pictures", "audit.plots"},
     {"audit.attack"},
     {"audit.tally"},
     {"audit.report"},

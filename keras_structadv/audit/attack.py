@@ -8,8 +8,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_structadv.audit.metrics import answers_of, metric_for
-from keras_structadv.backends import framework
+from keras_structadv.audit.metrics import answers_of, check_class_ids, metric_for
+from keras_structadv.backends import framework, is_built
 from keras_structadv.gradients import Inference, gradients_of, images_among
 from keras_structadv.gradients.inputs import split_inputs
 from keras_structadv.gradients.labels import as_labels, most_likely, random_wrong
@@ -38,13 +38,13 @@ class _Batch(NamedTuple):
         inputs: of the model, a structure of arrays.
         y: the labels.
         extra: the data that only the layer takes, by key.
-        target: labels to approach; `None` for the layer's own rule.
+        draws: int32, (batch, classes), for random targets; `None` for another rule.
     """
 
     inputs: Any
     y: Any
     extra: dict
-    target: Any
+    draws: Any
 
 
 class Attack:
@@ -57,18 +57,28 @@ class Attack:
         metric: see `metric_for`.
 
     Attributes:
+        model: the model.
+        loss: that it was compiled with.
         images: those of the batch that was begun, channels last.
         code_length: how many random numbers make a field for one of them.
+        flat: bool, (batch,), whether the first gradient of an image was zero; `None`
+            before the first step.
+        classes: the number of classes, if the score is the accuracy.
     """
 
     images: Any
     code_length: int
+    flat: np.ndarray | None
+    classes: int | None
 
     def __init__(
         self, model: keras.Model, layer: StructuredAdversary, metric: Callable | None
     ):
-        self._model, self._layer = model, layer
+        self.model, self._layer = model, layer
+        self.loss = getattr(model, "loss", None)
         self._score = metric_for(metric, model, layer.loss)
+        self._is_accuracy = metric is None
+        self.classes = None
         program = functools.partial(framework().program, model=model)
         self._predict = program(self._predictions)
         self._draw = program(self._field)
@@ -77,12 +87,13 @@ class Attack:
         self._step = program(self._stepped)
         self._code_size = 0
 
-    def begin(self, x: Any, y: Any) -> Attempt:
+    def begin(self, x: Any, y: Any, streams: list[np.random.Generator]) -> Attempt:
         """Takes the next batch.
 
         Args:
             x: the inputs, a structure of arrays, (batch, ...).
             y: the labels; `None` for the answers of the model.
+            streams: random numbers of each image, for random targets.
 
         Returns:
             The attempt without a field.
@@ -91,15 +102,15 @@ class Attack:
             ValueError: if the model cannot take the batch.
         """
         x, y = keras.tree.map_structure(_tensor, (x, y))
-        inputs, extra = split_inputs(self._model, x, set(self._layer.extra_keys))
+        inputs, extra = split_inputs(self.model, x, set(self._layer.extra_keys))
         images, _ = images_among(inputs)
         if len(images.shape) != 4:
             raise ValueError(
                 f"Received images of shape {tuple(images.shape)}. Pass batches of "
                 "images with a channel axis, of rank 4."
             )
-        if not self._model.built:
-            self._model(inputs, training=False)
+        if not is_built(self.model):
+            self.model(inputs, training=False)  # variables are made here, not compiled
         self.images = self._layer.layout.channels_last(images)
         if not self._code_size:
             self._layer.check_layout(images)
@@ -108,14 +119,22 @@ class Attack:
             self._code_size = 2 * self._layer.code_size(self.images)
             self.code_length = self._layer.code_length(images, self._code_size)
         predictions = self._predict(inputs)
+        self.flat = None
+        if self._is_accuracy:
+            self.classes = check_class_ids(y, predictions, self.model, self._layer.loss)
         if y is None:
-            y = _most_likely(self._model, self._layer.loss, predictions)
-        target = None
-        if self._layer.target == "random":  # one for all steps
-            draw = functools.partial(random_wrong, seed=self._layer.seed_generator)
-            target = keras.tree.map_structure(draw, y, predictions)
-        self._batch = _Batch(inputs, y, extra, target)
+            y = _most_likely(self.model, self._layer.loss, predictions)
+        draws = None
+        if self._layer.target == "random":  # one target for all steps
+            most = max(x.shape[-1] for x in keras.tree.flatten(predictions))
+            drawn = [stream.integers(2**24, size=most) for stream in streams]
+            draws = _tensor(np.array(drawn, "int32"))
+        self._batch = _Batch(inputs, y, extra, draws)
         return _attempt(None, *self._judged(y, predictions))
+
+    def end(self) -> None:
+        """Frees the batch; the programs stay."""
+        del self._batch, self.images
 
     def random(self, codes: np.ndarray, strength: float) -> Attempt:
         """Tries random fields.
@@ -143,9 +162,11 @@ class Attack:
         start = _tensor((strength * sizes).astype("float32"))
         field = self._draw(self._batch, _tensor(codes), start)
         for share in shares:
-            after, *judged = self._step(
+            after, flat, *judged = self._step(
                 self._batch, field, budget, _tensor(np.float32(share))
             )
+            if self.flat is None:
+                self.flat = ops.convert_to_numpy(flat)
             yield _attempt(field, *judged)
             field = after
         yield _attempt(field, *self._try_field(self._batch, field))
@@ -153,7 +174,7 @@ class Attack:
     # What is compiled: functions of the `values` of `Inference` and of arrays.
 
     def _predictions(self, values: Any, inputs: Any) -> Any:
-        return Inference(self._model, values)(inputs)
+        return Inference(self.model, values)(inputs)
 
     def _field(self, values: Any, batch: _Batch, codes: Any, sizes: Any) -> Any:
         images, _ = self._images_in(batch)
@@ -166,25 +187,29 @@ class Attack:
     def _judged_with(self, values: Any, batch: _Batch, field: Any) -> tuple[Any, Any]:
         images, pack = self._images_in(batch)
         changed, y = self._changed(images, batch.y, field)
-        return self._judged(y, Inference(self._model, values)(pack(changed)))
+        return self._judged(y, Inference(self.model, values)(pack(changed)))
 
     def _stepped(
         self, values: Any, batch: _Batch, field: Any, budget: Any, share: Any
     ) -> tuple:
         images, pack = self._images_in(batch)
         current, y = self._changed(images, batch.y, field)
-        inference = Inference(self._model, values)
+        inference = Inference(self.model, values)
+        target: Any = self._layer.target
+        if batch.draws is not None:
+            target = functools.partial(random_wrong, draws=batch.draws)
         gradients, predictions = gradients_of(
-            self._model,
+            self.model,
             lambda z: inference(pack(z)),
             current,
             y,
             loss=self._layer.loss,
-            target=self._layer.target if batch.target is None else batch.target,
+            target=target,
         )
         rise = self._layer.make_field(current, gradients, share * budget, **batch.extra)
         after = self._layer.within_budget(self._layer.compose(field, rise), budget)
-        return after, *self._judged(y, predictions)
+        flat = ops.logical_not(ops.any(gradients, axis=(1, 2, 3)))
+        return after, flat, *self._judged(y, predictions)
 
     def _images_in(self, batch: _Batch) -> tuple[Any, Callable]:
         """Returns channels-last images, and a function from them to the inputs."""
@@ -202,7 +227,7 @@ class Attack:
 
     def _judged(self, y: Any, predictions: Any) -> tuple[Any, Any]:
         predictions = keras.tree.map_structure(ops.stop_gradient, predictions)
-        answers = answers_of(predictions, self._model, self._layer.loss)
+        answers = answers_of(predictions, self.model, self._layer.loss)
         return self._score(y, predictions), answers
 
 

@@ -1,6 +1,5 @@
 """All attempts on all images, batch by batch."""
 
-import numbers
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from keras_structadv.audit.data import Padded, batches_of, number_of_images
 from keras_structadv.audit.report import RobustnessReport
 from keras_structadv.audit.tally import Tally
 from keras_structadv.checks import check_count
+from keras_structadv.defaults import damping_of, smoothness_of
 from keras_structadv.layers.adversarial_flow import AdversarialFlow
 from keras_structadv.layers.base import StructuredAdversary
 
@@ -24,7 +24,10 @@ _OVERRIDDEN = (
     "random_start",
     "max_displacement",
     "magnitude",
+    "alpha",
+    "lam",
 )
+_TARGETS = 2**32  # the stream of random targets, beyond those of the starts
 _PLAIN = (str, int, float, bool, type(None))
 
 
@@ -56,8 +59,13 @@ class Audit:
         batch_size: int,
         seed: int,
     ):
-        self.layer = _attacking(perturbation, seed)
+        self.layer = attacking(perturbation, seed)
         self.strengths = _ascending(strengths)
+        if not self.layer.moves_pixels and self.strengths[-1] > 1:
+            raise ValueError(
+                f"Received strengths={strengths!r}. Those of recolourings are fractions"
+                " of the value range: pass numbers in [0, 1], such as (0, 0.02, 0.05)."
+            )
         self._restarts = check_count("restarts", restarts)
         self._random = check_count("random", random, least=0)
         self._batch_size = check_count("batch_size", batch_size)
@@ -71,27 +79,60 @@ class Audit:
             for number in range(1, check_count("steps", steps) + 1)
         ]
 
-    def run(self, x: Any, y: Any, verbose: int = 0) -> RobustnessReport:
-        """Attacks all images and returns the report."""
-        if isinstance(y, (list, tuple)) and all(isinstance(v, numbers.Real) for v in y):
+    def attacks(self, model: keras.Model) -> bool:
+        """Returns whether this is the attack on a model, with its present loss."""
+        own = self._attack
+        return own.model is model and own.loss is getattr(model, "loss", None)
+
+    def run(
+        self, x: Any, y: Any, verbose: int = 0, kept_bytes: int | None = None
+    ) -> RobustnessReport:
+        """Attacks all images and returns the report.
+
+        Args:
+            x: as in `evaluate_robustness`.
+            y: as in `evaluate_robustness`.
+            verbose: as in `evaluate_robustness`.
+            kept_bytes: how much memory the images and fields of the report may take;
+                `None` for 256 MiB.
+        """
+        inputs = getattr(self._attack.model, "inputs", None)
+        if isinstance(x, (list, tuple)) and inputs and len(inputs) != len(x):
+            raise ValueError(
+                f"Received x of {len(x)} entries for a model with {len(inputs)} "
+                "input(s). Pass the images as one array, and the labels as y."
+            )
+        if isinstance(y, (list, tuple)) and not any(
+            hasattr(leaf, "shape") for leaf in keras.tree.flatten(y)
+        ):
             y = np.asarray(y)
         total = number_of_images(x, y)
         size = self._batch_size if total is None else min(self._batch_size, total)
         bar = keras.utils.Progbar(total, unit_name="image") if verbose else None
         parts: list[dict[str, np.ndarray]] = []
-        done, room = 0, KEPT_BYTES
+        done, flat, labeled = 0, 0, True
+        room = KEPT_BYTES if kept_bytes is None else kept_bytes
         for batch in batches_of(x, y, size):
             part = self._attacked(batch, done).first(batch.valid, room)
+            labeled = labeled and batch.y is not None
+            if self._attack.flat is not None:
+                flat += int(np.sum(self._attack.flat[: batch.valid]))
             room -= part["images"].nbytes + part["fields"].nbytes
             parts.append(part)
             done += batch.valid
             if bar is not None:
                 bar.update(done)
         if not parts:
-            raise ValueError("Received no images. Pass at least one.")
+            raise ValueError(
+                "Received no images. Pass at least one. A generator can be read only "
+                "once: pass arrays or a data set where that is not enough."
+            )
         if bar is not None and total is None:
             bar.update(done, finalize=True)
-        return RobustnessReport.of(parts, self.strengths, self._settings())
+        found = {"labeled": labeled, "flat": flat / done}
+        settings = self._settings() | found
+        self._attack.end()
+        return RobustnessReport.of(parts, self.strengths, settings)
 
     def _attacked(self, batch: Padded, before: int) -> Tally:
         """Makes all attempts on a batch.
@@ -101,44 +142,56 @@ class Audit:
             before: number of images before it.
         """
         attack = self._attack
-        clean = attack.begin(batch.x, batch.y)
-        tally = Tally(ops.convert_to_numpy(attack.images), clean)
         # The draws of an image are its own, whatever the size of the batches.
-        own = before + np.arange(len(tally.kind)) % batch.valid
-        normal, uniform = self._draws(own, attack.code_length)
+        own = before + np.arange(len(keras.tree.flatten(batch.x)[0])) % batch.valid
+        clean = attack.begin(batch.x, batch.y, self._streams(own, _TARGETS))
+        tally = Tally(ops.convert_to_numpy(attack.images), clean)
+        length = attack.code_length
         for strength in self.strengths:
             if strength > 0:
+                first = self._streams(own, 0)
                 for start in range(self._restarts):
+                    streams = self._streams(own, start) if start else first
+                    sizes = [draw.random(dtype="float32") for draw in streams]
+                    codes = _normal(streams, length)
+                    if tally.is_lost():
+                        continue
                     for attempt in attack.steepest(
-                        normal[:, start], uniform[:, start], strength, self._shares
+                        codes, np.array(sizes), strength, self._shares
                     ):
                         tally.add("adversarial", attempt)
-                        if tally.all_lost:
+                        if tally.is_lost():
                             break
-                for codes in np.moveaxis(normal[:, self._restarts :], 1, 0):
-                    tally.add("random", attack.random(codes, strength))
+                for _ in range(self._random):
+                    tally.add("random", attack.random(_normal(first, length), strength))
             tally.end_strength()
         return tally
 
-    def _draws(self, own: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
-        """Returns normal draws, (batch, fields, length), and uniform ones for starts.
+    def _streams(self, own: np.ndarray, start: int) -> list[np.random.Generator]:
+        """Returns random numbers for each image.
 
-        By NumPy, so that they are the same on all backends. Each start after the first
-        has a stream of its own, so that more of them change no other field.
+        By NumPy, so that they are the same on all backends. Each start has a stream of
+        its own, so that more of them change no other field. Random fields come after
+        the first start.
         """
-        normal, uniform = [], []
-        for number in own.tolist():
-            key = np.array([self._seed, number], "uint64")
-            starts = [
-                np.random.Generator(np.random.Philox(counter=[0, 0, 0, k], key=key))
-                for k in range(self._restarts)
-            ]
-            uniform.append([draw.random(dtype="float32") for draw in starts])
-            fields = [draw.standard_normal((1, length), "float32") for draw in starts]
-            others = (self._random, length)
-            fields.append(starts[0].standard_normal(others, "float32"))
-            normal.append(np.concatenate(fields))
-        return np.stack(normal), np.asarray(uniform, "float32")
+        return [
+            np.random.Generator(
+                np.random.Philox(
+                    counter=np.array([0, 0, 0, start], "uint64"),
+                    key=np.array([self._seed, number], "uint64"),
+                )
+            )
+            for number in own.tolist()
+        ]
+
+    def _resolved(self) -> dict[str, float]:
+        """Returns the arguments whose default goes with the size of the images."""
+        height, width = self._attack.images.shape[1:3]
+        if self.layer.moves_pixels:
+            smoothness = self.layer.arguments()["smoothness"]
+            return {"smoothness": smoothness_of(smoothness, height, width)}
+        damping = self.layer.arguments()["damping"]
+        return {"damping": damping_of(damping, height, width)}
 
     def _settings(self) -> dict:
         layer = self.layer
@@ -146,7 +199,7 @@ class Audit:
             "perturbation": type(layer).__name__,
             "arguments": {
                 key: value if isinstance(value, _PLAIN) else repr(value)
-                for key, value in layer.arguments().items()
+                for key, value in (layer.arguments() | self._resolved()).items()
                 if key not in _OVERRIDDEN
             },
             "strength": layer.strength_name,
@@ -157,14 +210,20 @@ class Audit:
             "random": self._random,
             "seed": self._seed,
             "metric": self._metric,
+            "classes": self._attack.classes,
             "backend": keras.backend.backend(),
             "keras": keras.__version__,
         }
 
 
-def _attacking(perturbation: Any, seed: int) -> StructuredAdversary:
+def _normal(streams: list[np.random.Generator], length: int) -> np.ndarray:
+    """Draws float32, (batch, length)."""
+    return np.stack([draw.standard_normal(length, "float32") for draw in streams])
+
+
+def attacking(perturbation: Any, seed: int) -> StructuredAdversary:
     """Returns an unbound layer with the arguments that shape the fields."""
-    given = AdversarialFlow() if perturbation is None else perturbation
+    given = AdversarialFlow(seed=seed) if perturbation is None else perturbation
     if not isinstance(given, StructuredAdversary):
         raise TypeError(
             f"Received perturbation={given!r}. Pass an AdversarialFlow or an "
@@ -181,6 +240,7 @@ def _attacking(perturbation: Any, seed: int) -> StructuredAdversary:
         "loss": given.loss_in_use,
         "random_start": False,
         "seed": seed,
+        given.scale_name: None,
     }
     return type(given)(**arguments)
 

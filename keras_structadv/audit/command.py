@@ -1,26 +1,23 @@
 """The audit as a command: a saved model and data in, tables and pictures out."""
 
 import argparse
-import functools
 import importlib.util
 import pathlib
 import sys
 import zipfile
-from collections.abc import Iterator
 from typing import Any
 
 import keras
 import numpy as np
 
 from keras_structadv.audit.evaluate import evaluate_robustness
+from keras_structadv.audit.pictures import CommandError, pictures, some_of
 from keras_structadv.audit.report import RobustnessReport
-from keras_structadv.gradients.loss import per_image_loss
 from keras_structadv.layers.adversarial_flow import AdversarialFlow
 from keras_structadv.layers.adversarial_recoloring import AdversarialRecoloring
 
 _KINDS = {"flow": AdversarialFlow, "recoloring": AdversarialRecoloring}
 _STRENGTHS = {"flow": (0, 1, 2, 4), "recoloring": (0, 0.02, 0.05, 0.1)}
-_PICTURES = (".bmp", ".jpeg", ".jpg", ".png")
 _DESCRIPTION = """\
 Measures how far images can move before a finished model fails.
 
@@ -35,8 +32,8 @@ examples:
       the model takes it: numpy.savez("test.npz", x=x, y=y)
   python -m keras_structadv audit model.keras photographs/ --perturbation recoloring
       a folder with a folder of pictures for each class, resized to the input of the
-      model; the folders are named by the numbers of the classes, or there is one for
-      each class of the model, in the order of the names
+      model and scaled to --value-range; the folders are named by the numbers of the
+      classes, or there is one for each class of the model, in the order of the names
   python -m keras_structadv audit model.keras test.npz --value-range 0 1
       images that are scaled to [0, 1]
 
@@ -49,10 +46,6 @@ exit codes: 0 done; 1 the model or the data do not fit; 2 wrong arguments.
 """
 
 
-class _Error(Exception):
-    """What was received, and what to do."""
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns the exit code.
 
@@ -62,16 +55,21 @@ def main(arguments: list[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
     strengths = options.strengths or _STRENGTHS[options.perturbation]
+    if any(a >= b for a, b in zip(strengths, strengths[1:])):
+        parser.error(f"--strengths {strengths}: pass them in ascending order")
     try:
         if importlib.util.find_spec("matplotlib") is None:
-            raise _Error("The pictures need Matplotlib: pip install matplotlib pillow.")
+            raise CommandError("Matplotlib is missing: pip install matplotlib pillow.")
+        if options.out.exists() and not options.out.is_dir():
+            raise CommandError(f"--out {options.out} is a file. Pass a folder.")
         model = _model(options.model, options.from_logits)
-        x, y, names = _data(options.data, model, options.limit)
+        value_range = tuple(options.value_range)
+        x, y, names = _data(options.data, model, options.limit, value_range)
         report = evaluate_robustness(
             model,
             x,
             y,
-            _KINDS[options.perturbation](value_range=tuple(options.value_range)),
+            _KINDS[options.perturbation](value_range=value_range),
             strengths=strengths,
             steps=options.steps,
             restarts=options.restarts,
@@ -80,7 +78,7 @@ def main(arguments: list[str] | None = None) -> int:
             seed=options.seed,
         )
         _write(report, options.out, names)
-    except (_Error, ValueError, TypeError, OSError) as error:
+    except (CommandError, ValueError, TypeError, OSError) as error:
         print(f"{parser.prog} audit: {error}", file=sys.stderr)
         return 1
     print(f"\n{report.table()}\n\nsaved in {options.out}")
@@ -125,7 +123,8 @@ def _parser() -> argparse.ArgumentParser:
         nargs=2,
         default=(0, 255),
         metavar=("LOW", "HIGH"),
-        help="of the images (0 255)",
+        help="of the images that the model takes (0 255); pictures of a folder are "
+        "scaled to it",
     )
     audit.add_argument(
         "--from-logits",
@@ -148,116 +147,77 @@ def _parser() -> argparse.ArgumentParser:
 def _model(path: pathlib.Path, from_logits: bool | None) -> keras.Model:
     """Loads a model, and compiles it where it was saved without a loss."""
     if not path.exists():
-        raise _Error(f"There is no model {path}. Pass a file that model.save() wrote.")
+        raise CommandError(
+            f"There is no model {path}. Pass a file that model.save() wrote."
+        )
     try:
         model = keras.saving.load_model(path)
     except Exception as error:
-        raise _Error(
+        raise CommandError(
             f"{path} could not be loaded: {error}\nPass a file that model.save() "
             "wrote. For a model with classes of your own, call evaluate_robustness "
             "from Python."
         ) from error
     if getattr(model, "loss", None) is None:
         if from_logits is None:
-            raise _Error(
+            raise CommandError(
                 f"{path} was saved without a loss. Pass --from-logits if the model "
                 "returns logits, or --no-from-logits if it ends in a softmax."
             )
-        model.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits))
+        one = model.output_shape[-1:] == (1,)
+        losses = keras.losses
+        kind = (
+            losses.BinaryCrossentropy if one else losses.SparseCategoricalCrossentropy
+        )
+        model.compile(loss=kind(from_logits))
     return model
 
 
 def _data(
-    path: pathlib.Path, model: keras.Model, limit: int | None
+    path: pathlib.Path,
+    model: keras.Model,
+    limit: int | None,
+    value_range: tuple[float, float],
 ) -> tuple[Any, Any, list[str] | None]:
     """Returns inputs, labels and the names of the classes, where there are some."""
     if limit is not None and limit < 1:
-        raise _Error(f"Received --limit {limit}. Pass a number >= 1.")
+        raise CommandError(f"Received --limit {limit}. Pass a number >= 1.")
     if path.is_dir():
-        return _pictures(path, model, limit)
+        return pictures(path, model, limit, value_range)
     try:
         with np.load(path, allow_pickle=False) as file:
             missing = {"x", "y"} - set(file.files)
             if missing:
-                raise _Error(
+                raise CommandError(
                     f"{path} holds {file.files}, and lacks {sorted(missing)}. Save it "
                     'by numpy.savez("test.npz", x=images, y=labels).'
                 )
-            return file["x"][:limit], file["y"][:limit], None
+            x, y = file["x"], file["y"]
+            places = some_of(len(x), limit)
+            return x[places], y[places], None
     except FileNotFoundError as error:
-        raise _Error(
+        raise CommandError(
             f"There are no data {path}. Pass an .npz file or a folder."
         ) from error
-    except (zipfile.BadZipFile, ValueError, AttributeError, EOFError) as error:
-        raise _Error(
+    except (
+        zipfile.BadZipFile,
+        ValueError,
+        TypeError,
+        AttributeError,
+        EOFError,
+    ) as error:
+        raise CommandError(
             f"{path} is no .npz file of plain arrays ({error}). Save it by "
             'numpy.savez("test.npz", x=images, y=labels).'
         ) from error
-
-
-def _pictures(
-    folder: pathlib.Path, model: keras.Model, limit: int | None
-) -> tuple[Iterator, None, list[str] | None]:
-    """Reads a folder with a folder for each class."""
-    shape = model.input_shape
-    if not isinstance(shape, tuple) or len(shape) != 4 or None in shape[1:]:
-        raise _Error(
-            f"The model takes inputs of shape {shape}, for which pictures cannot be "
-            "resized. Pass an .npz file."
-        )
-    names = sorted(x.name for x in folder.iterdir() if x.is_dir())
-    numbered = bool(names) and all(name.isdecimal() for name in names)
-    classes = max(2, model.output_shape[-1])
-    if not numbered and len(names) != classes:
-        raise _Error(
-            f"{folder} has {len(names)} folders for a model with {classes} classes. "
-            "Pass a folder for each class, or name them by the numbers of the classes."
-        )
-    files = [
-        (file, int(name) if numbered else place)
-        for place, name in enumerate(names)
-        for file in sorted((folder / name).rglob("*"))
-        if file.suffix.lower() in _PICTURES
-    ]
-    if not files:
-        raise _Error(
-            f"{folder} has no pictures ({', '.join(_PICTURES)}) in folders of classes."
-        )
-    channels = {1: "grayscale", 3: "rgb", 4: "rgba"}.get(shape[-1])
-    if channels is None:
-        raise _Error(
-            f"The model takes {shape[-1]} channels, which pictures do not have. Pass "
-            "an .npz file."
-        )
-    if limit is not None:  # of all classes alike
-        order = np.random.default_rng(0).permutation(len(files))[:limit]
-        files = [files[i] for i in sorted(order)]
-    read = functools.partial(
-        keras.utils.load_img,
-        color_mode=channels,
-        target_size=shape[1:3],
-        interpolation="bilinear",
-        keep_aspect_ratio=True,
-    )
-
-    one_hot = model.output_shape[-1] > 1 and not per_image_loss(model).takes_class_ids
-    labels = np.eye(classes, dtype="float32") if one_hot else np.arange(classes)
-
-    def batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for file, label in files:
-            image = np.asarray(read(file), "float32").reshape(1, *shape[1:])
-            yield image, labels[[label]]
-
-    return batches(), None, None if numbered else names
 
 
 def _write(
     report: RobustnessReport, folder: pathlib.Path, names: list[str] | None
 ) -> None:
     report.save(folder)
-    (folder / "report.md").write_text(report.table() + "\n")
+    (folder / "report.md").write_text(report.table() + "\n", encoding="utf-8")
     report.plot().savefig(folder / "curves.png", dpi=120)
-    if len(report.lost()):
+    (folder / "worst.png").unlink(missing_ok=True)  # of an earlier audit
+    if len(report.lost()) and report.images.shape[-1] in (1, 3):
         report.plot_worst(8, names).savefig(folder / "worst.png", dpi=120)
-    else:
-        (folder / "worst.png").unlink(missing_ok=True)  # of an earlier audit

@@ -31,6 +31,11 @@ def number_of_images(x: Any, y: Any) -> int | None:
         ValueError: if there are none, or endlessly many, or `y` does not fit.
     """
     if _is_arrays(x):
+        for leaf in keras.tree.flatten(y):
+            if leaf is not None and not len(np.shape(leaf)):
+                raise ValueError(
+                    f"Received y={leaf!r}. Pass batches: x[None], y[None]."
+                )
         sizes = {len(leaf) for leaf in keras.tree.flatten((x, y)) if leaf is not None}
         if len(sizes) > 1:
             raise ValueError(
@@ -48,9 +53,10 @@ def number_of_images(x: Any, y: Any) -> int | None:
     if not hasattr(x, "__iter__") and not hasattr(x, "__getitem__"):
         raise ValueError(f"Received x={x!r}. Pass arrays, or {_OF_BATCHES}.")
     cardinality = getattr(x, "cardinality", None)
-    if callable(cardinality) and int(cardinality()) == -1:  # infinite, in tf.data
+    endless = callable(cardinality) and int(cardinality()) == -1  # of tf.data
+    if endless or (isinstance(x, keras.utils.PyDataset) and x.num_batches is None):
         raise ValueError(
-            "Received an endless data set. Pass one without repeat(), or take(n) of it."
+            "Received an endless data set. Pass one without repeat(), or a part of it."
         )
     return None
 
@@ -64,33 +70,32 @@ def batches_of(inputs: Any, labels: Any, size: int) -> Iterator[Padded]:
         size: the number of images in each batch.
     """
     rest: Any = None
+    several = False
     for piece in _pieces(inputs, labels, size):
         if rest is not None:
             piece = _joined(rest, piece)
         start = 0
         while _length(piece) - start >= size:
-            x, y = _slice(piece, np.arange(start, start + size))
+            x, y = _slice(piece, slice(start, start + size))
             yield Padded(x, y, size)
-            start += size
-        rest = _slice(piece, np.arange(start, _length(piece)))
+            start, several = start + size, True
+        rest = _slice(piece, slice(start, None))
         rest = rest if _length(rest) else None
     if rest is not None:
         count = _length(rest)
-        x, y = _slice(rest, np.resize(np.arange(count), size))
+        x, y = _slice(rest, np.resize(np.arange(count), size if several else count))
         yield Padded(x, y, count)
 
 
 def _pieces(x: Any, y: Any, size: int) -> Iterator[tuple[Any, Any]]:
     """Yields `(inputs, labels)` as they come, in NumPy arrays."""
     if _is_arrays(x):
-        count = len(keras.tree.flatten(x)[0])
-        for start in range(0, count, size):
-            places = np.arange(start, min(start + size, count))
-            # Only a batch at a time is copied.
-            yield _as_numpy(_slice((x, y), places))
+        for start in range(0, len(keras.tree.flatten(x)[0]), size):
+            # Only a batch at a time is read and copied.
+            yield _as_numpy(_slice((x, y), slice(start, start + size)))
         return
     if isinstance(x, keras.utils.PyDataset):
-        batches: Any = (x[i] for i in range(x.num_batches or 0))
+        batches: Any = (x[i] for i in range(x.num_batches))
     else:
         batches = iter(x)
     for batch in batches:
@@ -101,7 +106,13 @@ def _pieces(x: Any, y: Any, size: int) -> Iterator[tuple[Any, Any]]:
                 f"Received a batch with {len(batch)} entries. Pass {_OF_BATCHES}; "
                 "sample weights may follow, and are ignored."
             )
-        yield _as_numpy((batch[0], batch[1] if len(batch) > 1 else None))
+        pair = _as_numpy((batch[0], batch[1] if len(batch) > 1 else None))
+        if any(x is not None and x.ndim == 0 for x in keras.tree.flatten(pair)):
+            raise ValueError(
+                "Received an element without a batch axis. Pass a data set of batches: "
+                "data.batch(64)."
+            )
+        yield pair
 
 
 def _is_arrays(x: Any) -> bool:
@@ -113,24 +124,28 @@ def _is_arrays(x: Any) -> bool:
 
 
 def _as_numpy(data: Any) -> Any:
-    return keras.tree.map_structure(
-        lambda leaf: None if leaf is None else ops.convert_to_numpy(leaf), data
-    )
+    def converted(leaf: Any) -> Any:
+        if leaf is None:
+            return None
+        values = leaf if isinstance(leaf, np.ndarray) else ops.convert_to_numpy(leaf)
+        if values.dtype.kind not in "biuf" and values.dtype.name != "bfloat16":
+            raise ValueError(
+                f"Received an array of dtype {values.dtype}. Pass numbers; labels are "
+                "class ids."
+            )
+        return values
+
+    return keras.tree.map_structure(converted, data)
 
 
 def _length(data: Any) -> int:
     return len(keras.tree.flatten(data)[0])
 
 
-def _slice(data: Any, places: np.ndarray) -> Any:
-    def rows(leaf: Any) -> Any:
-        if leaf is None:
-            return None
-        if isinstance(leaf, np.ndarray):
-            return leaf[places]
-        return ops.take(leaf, places, axis=0)
-
-    return keras.tree.map_structure(rows, data)
+def _slice(data: Any, places: Any) -> Any:
+    return keras.tree.map_structure(
+        lambda leaf: None if leaf is None else leaf[places], data
+    )
 
 
 def _joined(first: Any, second: Any) -> Any:

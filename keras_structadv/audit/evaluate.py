@@ -1,6 +1,7 @@
 """How far images can move before a model fails."""
 
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -70,8 +71,9 @@ def evaluate_robustness(
     Example:
     >>> import numpy as np
     >>> keras.utils.set_random_seed(0)
+    >>> layers = keras.layers.Rescaling(1 / 255), keras.layers.Flatten()
     >>> model = keras.Sequential(
-    ...     [keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(2)]
+    ...     [keras.Input((8, 8, 1)), *layers, keras.layers.Dense(2)]
     ... )
     >>> model.compile(loss=keras.losses.SparseCategoricalCrossentropy(True))
     >>> x = np.random.default_rng(0).uniform(0, 255, (20, 2, 2, 1))
@@ -93,6 +95,10 @@ def evaluate_robustness(
             f"Received model={model!r} of type {type(model).__name__}. Pass a "
             "keras.Model."
         )
+    if isinstance(y, StructuredAdversary):
+        raise TypeError(
+            f"Received y={y!r}. Pass the layer as perturbation=, and labels as y."
+        )
     seed = int(np.random.default_rng().integers(2**31)) if seed is None else seed
     check_count("random", random)
     audit = Audit(
@@ -109,5 +115,40 @@ def evaluate_robustness(
     begin = time.perf_counter()
     report = audit.run(x, y, verbose=verbose)
     report.settings["seconds"] = round(time.perf_counter() - begin, 1)
-    report.warn_of_masking()
+    _warn_of(report)
     return report
+
+
+def _warn_of(report: RobustnessReport) -> None:
+    """Warns of what makes the numbers mean less than they seem to."""
+    about, clean = report.settings, report.clean.mean()
+    if about["labeled"] and about["classes"] and clean < 1 / about["classes"]:
+        warnings.warn(
+            f"The accuracy is {clean:.3f} before any attack, less than guessing. "
+            "Scale the images and number the classes as in training.",
+            stacklevel=3,
+        )
+    if about["flat"] > 0.1:
+        warnings.warn(
+            f"The gradient of {about['flat']:.0%} of the images is zero: nothing "
+            "can be said of their worst case. Usual causes: a saturated softmax "
+            "(compile logits with from_logits=True), images that are not scaled as "
+            "in training.",
+            stacklevel=3,
+        )
+    gap = report.of_images("adversarial") - report.of_images("random_worst")
+    error = gap.std(axis=0) / np.sqrt(len(gap))
+    worse = np.flatnonzero(gap.mean(axis=0) > 2 * error)
+    if len(worse):
+        place = worse[-1]
+        name = "accuracy" if about["metric"] is None else "score"
+        warnings.warn(
+            f"At strength {report.strengths[place]:g}, the {name} is "
+            f"{report.adversarial[place]:.3f} under the adversarial fields and "
+            f"{report.random_worst[place]:.3f} under the worst of "
+            f"{about['random']} random ones: the gradient misleads, and the model "
+            "is weaker than it looks. Usual causes: a saturated softmax (compile "
+            "logits with from_logits=True), integer inputs, a metric that the loss "
+            "does not follow, too few `steps` or `restarts`.",
+            stacklevel=3,
+        )

@@ -7,7 +7,7 @@ import keras
 from keras import ops
 
 from keras_structadv.gradients.labels import are_vectors, most_likely
-from keras_structadv.gradients.loss import per_image_loss
+from keras_structadv.gradients.loss import only_entry, per_image_loss
 
 
 def metric_for(
@@ -35,12 +35,27 @@ def metric_for(
     def score(labels: Any, predictions: Any) -> Any:
         if metric is None:
             return _is_right(labels, predictions, model, loss)
-        scores = ops.cast(ops.convert_to_tensor(metric(labels, predictions)), "float32")
-        batch = keras.tree.flatten(predictions)[0].shape[0]
-        if len(scores.shape) == 0 or scores.shape[0] != batch:
+        try:
+            scores = metric(labels, predictions)
+        except Exception as error:
+            error.add_note(
+                "The metric is compiled: write it with keras.ops, not NumPy."
+            )
+            raise
+        scores = ops.cast(ops.convert_to_tensor(scores), "float32")
+        several = isinstance(predictions, (list, tuple, dict))
+        first = tuple(keras.tree.flatten(predictions)[0].shape)
+        shape = tuple(scores.shape)
+        fits = [
+            (*first[:rank], *end)
+            for rank in range(1, len(first) + 1)
+            for end in ((), (1,))
+        ]
+        if shape not in fits and not (several and shape[:1] == first[:1]):
             raise ValueError(
-                f"The metric returned an array of shape {tuple(scores.shape)} for "
-                f"{batch} images. Return one score for each image."
+                f"The metric returned an array of shape {shape} for predictions of "
+                f"shape {first}. Return one score for each image, or for each of "
+                "its pixels."
             )
         return ops.mean(scores, axis=tuple(range(1, len(scores.shape))))
 
@@ -55,30 +70,75 @@ def answers_of(predictions: Any, model: keras.Model, loss: Any) -> Any:
         model: the model, for its compiled loss.
         loss: overrides the model's own.
     """
-    first = keras.tree.flatten(predictions)[0]
-    if first is predictions and len(first.shape) == 2:
-        if first.shape[-1] > 1:
-            return ops.cast(ops.argmax(first, axis=-1), "int32")
+    predictions = only_entry(predictions)
+    if not isinstance(predictions, (list, tuple, dict)):
         one = per_image_loss(model, loss)
-        if one.is_binary:
-            return ops.cast(most_likely(first, one)[:, 0], "int32")
+        classes = predictions.shape[-1] if len(predictions.shape) == 2 else 0
+        if classes > 1 and one.takes_classes:
+            return ops.cast(ops.argmax(predictions, axis=-1), "int32")
+        if classes == 1 and one.is_binary:
+            return ops.cast(most_likely(predictions, one)[:, 0], "int32")
+    first = keras.tree.flatten(predictions)[0]
     return ops.full(ops.shape(first)[:1], -1, "int32")
+
+
+def check_class_ids(
+    labels: Any, predictions: Any, model: keras.Model, loss: Any
+) -> int | None:
+    """Returns the number of classes, `None` unless there is one output of them.
+
+    Args:
+        labels: of a batch; `None` for no labels.
+        predictions: what the model returned.
+        model: the model, for its compiled loss.
+        loss: overrides the model's own.
+
+    Raises:
+        ValueError: if class ids are out of range, or are vectors or no numbers.
+    """
+    predictions, labels = only_entry(predictions), only_entry(labels)
+    if isinstance(predictions, (list, tuple, dict)) or len(predictions.shape) != 2:
+        return None
+    one = per_image_loss(model, loss)
+    classes = max(2, predictions.shape[-1])
+    if labels is None or not one.takes_class_ids:
+        return classes
+    ids = ops.convert_to_numpy(labels)
+    if ids.size != len(ids):
+        raise ValueError(
+            f"Received labels of shape {ids.shape} for a sparse loss. Pass class ids, "
+            "(batch,): numpy.argmax(labels, -1)."
+        )
+    ids = ids[ids != one.ignore_class]
+    if ids.size and not 0 <= ids.min() <= ids.max() < classes:
+        raise ValueError(
+            f"Received labels from {ids.min()} to {ids.max()} for a model with "
+            f"{classes} classes. Pass 0 to {classes - 1}."
+        )
+    return classes
 
 
 def _is_right(labels: Any, predictions: Any, model: keras.Model, loss: Any) -> Any:
     """Returns 1.0 where the class with the highest prediction is the true one."""
+    labels, predictions = only_entry(labels), only_entry(predictions)
     single = not isinstance(predictions, (list, tuple, dict))
     if single and len(predictions.shape) == 1:
         predictions = predictions[:, None]
     shape = tuple(predictions.shape) if single else ()
     one = per_image_loss(model, loss) if single else None
-    multilabel = one and one.is_binary and len(shape) == 2 and shape[-1] > 1
-    if one is None or len(shape) != 2 or multilabel:
+    if one is None or len(shape) != 2:
         what = f"predictions of shape {shape}" if single else "several predictions"
+    elif shape[-1] > 1 and not one.takes_classes:
+        what = f"predictions of shape {shape} and a loss that is not of classes"
+    elif shape[-1] == 1 and not one.is_binary:
+        what = "one prediction for an image and no binary cross-entropy"
+    else:
+        what = ""
+    if one is None or what:
         raise ValueError(
-            f"Received {what}{' and a binary loss' if multilabel else ''}, for which "
-            "there is no single answer for an image. Pass metric=function, (labels, "
-            "predictions) -> one score in [0, 1] for each image."
+            f"Received {what}, for which there is no single answer for an image. Pass "
+            "metric=function, (labels, predictions) -> one score in [0, 1] for each "
+            "image."
         )
     right = most_likely(predictions, one)
     if are_vectors(labels, predictions):

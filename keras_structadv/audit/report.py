@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import pathlib
-import warnings
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -18,7 +17,8 @@ if TYPE_CHECKING:
 
 _COLUMNS = ("random_mean", "random_worst", "adversarial", "worst")
 _ARRAYS = ("strengths", "clean", "kind", "place", "answers", "images", "fields")
-_FORMAT = 1
+_SETTINGS = {"strength", "moves_pixels", "value_range", "random", "metric", "labeled"}
+_FORMAT = 2
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -29,7 +29,7 @@ class RobustnessReport:
     is the table. With a `metric` of your own, read score for accuracy.
 
     Attributes:
-        strengths: float32, (strengths,), the budgets.
+        strengths: float64, (strengths,), the budgets.
         scores: for each image, float32, (n, strengths), by name: `"random_mean"`, the
             mean over the random fields; `"random_worst"` and `"adversarial"`, the
             lowest score at this strength or a smaller one.
@@ -47,8 +47,9 @@ class RobustnessReport:
     Example:
     >>> import keras
     >>> import keras_structadv as ksa
+    >>> layers = keras.layers.Rescaling(1 / 255), keras.layers.Flatten()
     >>> model = keras.Sequential(
-    ...     [keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(2)]
+    ...     [keras.Input((8, 8, 1)), *layers, keras.layers.Dense(2)]
     ... )
     >>> model.compile(loss=keras.losses.SparseCategoricalCrossentropy(True))
     >>> x = np.random.default_rng(0).uniform(0, 255, (4, 8, 8, 1))
@@ -80,7 +81,7 @@ class RobustnessReport:
         """
         whole = {name: np.concatenate([x[name] for x in parts]) for name in parts[0]}
         scores = {name: whole.pop(name) for name in _COLUMNS[:-1]}
-        return cls(np.array(strengths, "float32"), scores, settings=settings, **whole)
+        return cls(np.array(strengths, "float64"), scores, settings=settings, **whole)
 
     @property
     def random_mean(self) -> np.ndarray:
@@ -107,7 +108,12 @@ class RobustnessReport:
 
         Args:
             name: `"random_mean"`, `"random_worst"`, `"adversarial"` or `"worst"`.
+
+        Raises:
+            ValueError: if there is no such column.
         """
+        if name not in _COLUMNS:
+            raise ValueError(f"Received name={name!r}. Pass one of {_COLUMNS}.")
         if name == "worst":
             both = self.scores["random_worst"], self.scores["adversarial"]
             return np.minimum(*both).astype("float64")
@@ -141,6 +147,8 @@ class RobustnessReport:
                 f"{row[name]:.3f} \u00b1 {errors[name][place]:.3f}" for name in _COLUMNS
             ]
             lines.append(f"| {row['strength']:g} | {' | '.join(cells)} |")
+        if not self.settings["labeled"]:
+            lines += ["", "Labels: the model's own answers to the images as they are."]
         return "\n".join(lines)
 
     def _standard_error(self, name: str) -> np.ndarray:
@@ -161,10 +169,15 @@ class RobustnessReport:
         Returns:
             Two float64 arrays, (strengths,).
         """
-        count = len(self.clean)
+        count, scores = len(self.clean), self.of_images(name)
         rng = np.random.default_rng(0)
-        times = rng.multinomial(count, np.full(count, 1 / count), draws)
-        means = times @ self.of_images(name) / count
+        if np.all((scores == 0) | (scores == 1)):
+            means = rng.binomial(count, scores.mean(axis=0), (draws, len(self))) / count
+        else:
+            even = np.full(count, 1 / count)
+            means = np.stack(
+                [rng.multinomial(count, even) @ scores / count for _ in range(draws)]
+            )
         low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
         return low, high
 
@@ -224,12 +237,13 @@ class RobustnessReport:
         """Loads a report that `save` wrote. Nothing in it is run.
 
         Args:
-            folder: the folder.
+            folder: the folder, or `report.npz` in it.
 
         Raises:
-            ValueError: if `report.npz` there is not a whole report.
+            ValueError: if `report.npz` is not a whole report.
         """
-        path = pathlib.Path(folder) / "report.npz"
+        path = pathlib.Path(folder)
+        path = path if path.suffix == ".npz" else path / "report.npz"
         try:
             with np.load(path, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in (*_ARRAYS, *_COLUMNS[:-1])}
@@ -261,22 +275,8 @@ class RobustnessReport:
             and all(x.shape == (count,) for x in (self.clean, self.kind, self.place))
             and self.answers.shape == (count, 2)
             and len(self.images) == len(self.fields) <= count
+            and self.images.ndim == 4 == self.fields.ndim
+            and set(np.unique(self.kind)) <= {0, 1, 2}
+            and -1 <= self.place.min() <= self.place.max() < len(self)
+            and _SETTINGS <= set(self.settings)
         )
-
-    def warn_of_masking(self) -> None:
-        """Warns where steepest steps find less than random fields do."""
-        gap = self.of_images("adversarial") - self.of_images("random_worst")
-        error = gap.std(axis=0) / np.sqrt(len(gap))
-        worse = np.flatnonzero(gap.mean(axis=0) > 2 * error)
-        if len(worse):
-            place = worse[-1]
-            warnings.warn(
-                f"At strength {self.strengths[place]:g}, the accuracy is "
-                f"{self.adversarial[place]:.3f} under the adversarial fields and "
-                f"{self.random_worst[place]:.3f} under the worst of "
-                f"{self.settings['random']} random ones: the gradient misleads, and "
-                "the model is weaker than it looks. Usual causes: a saturated softmax "
-                "(compile logits with from_logits=True), integer inputs, too few "
-                "`steps` or `restarts`.",
-                stacklevel=3,
-            )

@@ -44,8 +44,7 @@ class Tally:
         self._worst = {name: clean.scores.copy() for name in KINDS[1:]}
         self._random: list[np.ndarray] = []
 
-    @property
-    def all_lost(self) -> bool:
+    def is_lost(self) -> bool:
         """Whether no steepest step can find anything worse."""
         return not self._worst["adversarial"].any()
 
@@ -85,12 +84,13 @@ class Tally:
         fields = np.zeros((count, 0), "float32") if self.fields is None else self.fields
         pictures = {"images": self.images[:count], "fields": fields[:count]}
         size = sum(x.nbytes for x in pictures.values())
-        kept = count if size <= kept_bytes else count * kept_bytes // size
+        kept = count if size <= kept_bytes else max(0, count * kept_bytes // size)
         return {
             "clean": self.clean[:count],
             "kind": self.kind[:count],
             "place": self.place[:count],
             "answers": self.answers[:count],
             **{name: np.stack(x, 1)[:count] for name, x in self._columns.items()},
-            **{name: x[: max(kept, 0)] for name, x in pictures.items()},
+            # Copies: a view would keep the whole batch.
+            **{name: x[:kept].copy() for name, x in pictures.items()},
         }

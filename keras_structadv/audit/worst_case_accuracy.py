@@ -1,12 +1,15 @@
 """The worst case as a metric of each epoch."""
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
+import numpy as np
 
-from keras_structadv.audit.audit import Audit
-from keras_structadv.checks import check_count
+from keras_structadv.audit.audit import Audit, attacking
+from keras_structadv.audit.data import number_of_images
+from keras_structadv.checks import check_count, check_number
 from keras_structadv.layers.base import StructuredAdversary
 
 
@@ -29,6 +32,7 @@ class WorstCaseAccuracy(keras.callbacks.Callback):
         metric: as in `evaluate_robustness`.
         batch_size: number of images that are attacked at once.
         seed: integer, of the starts.
+        name: of the value in the logs. Two of these callbacks need two names.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -59,28 +63,47 @@ class WorstCaseAccuracy(keras.callbacks.Callback):
         metric: Callable[[Any, Any], Any] | None = None,
         batch_size: int = 64,
         seed: int = 0,
+        name: str = "val_worst_case_accuracy",
     ):
         super().__init__()
+        if isinstance(x, (np.ndarray, list, tuple)) and y is None:
+            raise ValueError(
+                "Received no labels. Pass x and y, or a data set that holds both."
+            )
+        if isinstance(x, Iterator):
+            raise ValueError(
+                "Received a generator, which one epoch would use up. Pass arrays or a "
+                "data set."
+            )
+        number_of_images(x, y)
+        check_number("strength", strength, positive=True)
+        self.name = name
         self._data = (x, y)
-        self._make = lambda model: Audit(
-            model,
-            perturbation,
+        self._make = functools.partial(
+            Audit,
+            perturbation=attacking(perturbation, check_count("seed", seed, least=0)),
             strengths=(strength,),
-            steps=steps,
-            restarts=restarts,
+            steps=check_count("steps", steps),
+            restarts=check_count("restarts", restarts),
             random=0,
             metric=metric,
-            batch_size=batch_size,
-            seed=check_count("seed", seed, least=0),
+            batch_size=check_count("batch_size", batch_size),
+            seed=seed,
         )
         self._audit: Audit | None = None
 
     def on_train_begin(self, logs: dict | None = None) -> None:
-        """Makes the attack on the model that is trained."""
-        self._audit = self._make(self.model)
+        """Makes the attack on the model, unless an earlier `fit` made it."""
+        if self._audit is None or not self._audit.attacks(self.model):
+            self._audit = self._make(self.model)
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         """Attacks the images and logs the accuracy."""
         if self._audit is not None and logs is not None:
-            report = self._audit.run(*self._data)
-            logs["val_worst_case_accuracy"] = float(report.adversarial[0])
+            report = self._audit.run(*self._data, kept_bytes=0)
+            if not report.settings["labeled"]:
+                raise ValueError(
+                    "WorstCaseAccuracy received data without labels. Pass batches "
+                    "(inputs, labels)."
+                )
+            logs[self.name] = float(report.adversarial[0])

@@ -18,6 +18,7 @@ from keras_structadv.backends.keras_state import (
     current_values,
     has_replicas,
     infers_shapes,
+    is_built,
     is_inside_model,
     strategy_scope,
 )
@@ -36,6 +37,7 @@ __all__ = [
     "fused",
     "has_replicas",
     "infers_shapes",
+    "is_built",
     "is_inside_model",
     "kept_program",
     "largest",

@@ -122,6 +122,15 @@ def forced_train_function(model: keras.Model) -> Callable:
         return model.train_function
 
 
+def is_built(model: keras.Model) -> bool:
+    """Returns whether a model and all that is inside it have their variables.
+
+    Keras has no public list of all layers, and `model.built` is true after
+    `model.build` although the parts of a subclassed model are not.
+    """
+    return all(layer.built for layer in model._flatten_layers())
+
+
 def has_replicas(model: keras.Model) -> bool:
     """Returns whether a model trains under a TensorFlow distribution strategy.
 

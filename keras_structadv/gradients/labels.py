@@ -88,7 +88,9 @@ def most_confident_wrong(labels: Any, predictions: Any) -> Any:
     return ops.where(ops.all(present, axis=-1), -1, classes)
 
 
-def random_wrong(labels: Any, predictions: Any, seed: Any = None) -> Any:
+def random_wrong(
+    labels: Any, predictions: Any, seed: Any = None, draws: Any = None
+) -> Any:
     """Returns a wrong class, each with the same probability.
 
     Args:
@@ -96,18 +98,30 @@ def random_wrong(labels: Any, predictions: Any, seed: Any = None) -> Any:
             class is one that is not present; see `classes_present`.
         predictions: logits or probabilities, (batch, ..., classes).
         seed: integer, `keras.random.SeedGenerator` or `None`.
+        draws: int32 >= 0, (batch, classes or more), in the place of a seed: random
+            numbers of each image, the same for all of its pixels.
 
     Returns:
         int32, (batch, ...), -1 where every class is present; for one sigmoid output,
         the other class, (batch, 1).
     """
+    if draws is not None:
+        depth = predictions.shape[-1]
+        ones = (1,) * (len(predictions.shape) - 2)
+        draws = ops.reshape(draws[:, :depth], (-1, *ones, depth))
     if not are_vectors(labels, predictions):
         true = _class_ids(labels, predictions)
         classes = max(predictions.shape[-1], 2)
-        steps = keras.random.randint(ops.shape(true), 1, classes, seed=seed)
+        if draws is None:
+            steps = keras.random.randint(ops.shape(true), 1, classes, seed=seed)
+        else:
+            first = draws[..., 0]
+            first = first if len(first.shape) == len(true.shape) else draws
+            steps = 1 + first % (classes - 1)
         return (true + steps) % classes
     present = classes_present(labels, predictions)
-    draws = keras.random.randint(ops.shape(present), 0, 2**24, seed=seed)
+    if draws is None:
+        draws = keras.random.randint(ops.shape(present), 0, 2**24, seed=seed)
     wrong = ops.cast(ops.argmax(ops.where(present, -1, draws), axis=-1), "int32")
     return ops.where(ops.all(present, axis=-1), -1, wrong)
 

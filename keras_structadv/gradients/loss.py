@@ -7,6 +7,9 @@ from typing import Any
 import keras
 from keras import ops
 
+# Parts of the names of Keras' losses of regressions.
+_REGRESSIONS = ("mean", "huber", "cosh", "cosine", "poisson")
+
 
 def per_image_loss(model: keras.Model, loss: Any = None) -> "PerImageLoss":
     """Returns a loss as `(labels, predictions) -> losses`, float32, (batch,).
@@ -51,6 +54,8 @@ class PerImageLoss:
         from_logits: whether predictions are logits.
         takes_class_ids: whether labels are class ids, not vectors.
         is_binary: whether it is a binary cross-entropy.
+        takes_classes: whether the largest of several predictions is an answer: not for
+            a binary cross-entropy, nor for Keras' losses of regressions.
         ignore_class: the class id of what has no label, or `None`.
     """
 
@@ -69,6 +74,9 @@ class PerImageLoss:
         self._loss = loss
         self.takes_class_ids = "sparse" in name.lower()
         self.is_binary = "binary" in name.lower()
+        self.takes_classes = not self.is_binary and not any(
+            word in name.lower() for word in _REGRESSIONS
+        )
         self.ignore_class = getattr(loss, "ignore_class", None)
 
     def __call__(self, labels: Any, predictions: Any) -> Any:

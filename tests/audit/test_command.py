@@ -1,5 +1,6 @@
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -104,9 +105,44 @@ def test_one_hot_labels_where_the_loss_takes_them(files, tmp_path):
     assert ksa.RobustnessReport.load(tmp_path).clean.mean() > 0.7
 
 
+def test_pictures_are_scaled_to_the_range_that_the_model_takes(files, tmp_path):
+    plain = keras.saving.load_model(files / "model.keras")
+    scaled = keras.Sequential(
+        [keras.Input((16, 16, 3)), keras.layers.Rescaling(255.0), plain]
+    )
+    scaled.compile(loss=plain.loss)
+    scaled.save(files / "scaled.keras")
+    reports = []
+    for model, arguments in (("model", ()), ("scaled", ("--value-range", "0", "1"))):
+        out = tmp_path / model
+        given = (*QUICK, *arguments)
+        assert (
+            audit(files, *given, out=out, model=f"{model}.keras", data="pictures") == 0
+        )
+        reports.append(ksa.RobustnessReport.load(out))
+    first, second = reports
+    assert second.clean.mean() > 0.7 and second.images.max() <= 1
+    np.testing.assert_array_equal(first.of_images("worst"), second.of_images("worst"))
+
+
 def broken(files, name, content=b"nothing"):
     (files / name).write_bytes(content)
     return name
+
+
+def scalars(files):
+    np.savez(files / "scalars.npz", x=5, y=1)
+    return "scalars.npz"
+
+
+def folders(files, *names, broken=False):
+    folder = files / "-".join(names)
+    for name in names:
+        (folder / name).mkdir(parents=True)
+        shutil.copy(next((files / "pictures/ape").glob("*.png")), folder / name)
+    if broken:
+        (folder / names[0] / "bad.png").write_bytes(b"nothing")
+    return folder.name
 
 
 @pytest.mark.parametrize(
@@ -123,13 +159,16 @@ def broken(files, name, content=b"nothing"):
             "0 folders for a model",
         ),
         (lambda f: {}, ["--limit", "0"], "--limit 0"),
-        (lambda f: {}, ["--strengths", "2", "1"], "ascending"),
+        (lambda f: {"data": scalars(f)}, [], "no .npz file"),
+        (lambda f: {"data": folders(f, "1", "2")}, [], "Name the folders 0 to 1"),
+        (lambda f: {"data": folders(f, "0", "1", ".x", broken=True)}, [], "no picture"),
+        (lambda f: {"out": f / "model.keras"}, [], "is a file"),
         (lambda f: {}, ["--value-range", "1", "0"], "low < high"),
         (lambda f: {}, ["--steps", "0"], "steps=0"),
     ],
 )
 def test_errors_say_what_to_do(files, tmp_path, capsys, make, arguments, message):
-    assert audit(files, *arguments, out=tmp_path / "out", **make(files)) == 1
+    assert audit(files, *arguments, **{"out": tmp_path / "out", **make(files)}) == 1
     error = capsys.readouterr().err
     assert message in error and "Traceback" not in error
     assert not (tmp_path / "out").exists()
@@ -142,7 +181,12 @@ def test_objects_in_data_are_not_run(files, tmp_path, capsys):
 
 
 def test_wrong_arguments_end_with_two():
-    for arguments in ([], ["audit"], ["audit", "a", "b", "--steps", "many"]):
+    for arguments in (
+        [],
+        ["audit"],
+        ["audit", "a", "b", "--steps", "many"],
+        ["audit", "a", "b", "--strengths", "2", "1"],
+    ):
         with pytest.raises(SystemExit) as stop:
             main(arguments)
         assert stop.value.code == 2

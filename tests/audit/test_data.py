@@ -39,7 +39,7 @@ SOURCES = {
 @pytest.mark.parametrize("source", SOURCES)
 def test_every_image_comes_once_and_batches_are_full(source, size):
     found = [*batches_of(*SOURCES[source](), size)]
-    assert {len(batch.x) for batch in found} == {size}
+    assert {len(batch.x) for batch in found} == {min(size, 10)}
     x = np.concatenate([batch.x[: batch.valid] for batch in found])
     y = np.concatenate([batch.y[: batch.valid] for batch in found])
     np.testing.assert_array_equal(x, X)

@@ -1,3 +1,4 @@
+import random
 import warnings
 
 import keras
@@ -9,6 +10,7 @@ import keras_structadv as ksa
 from keras_structadv.audit import audit
 from keras_structadv.audit.attack import Attack
 from keras_structadv.gradients import per_image_gradients
+from keras_structadv.gradients.labels import random_wrong
 from tests.audit.cases import LOGITS, answers, linear, smooth_images
 from tests.models import numpy, small_model
 
@@ -77,10 +79,7 @@ def test_no_single_structured_step_of_a_linear_model_is_stronger(case):
 
 @of_one_backend
 def test_accuracies_never_rise_with_the_strength_the_steps_the_fields(case):
-    few, more = (
-        evaluate(*case, steps=steps, random=random, restarts=restarts)
-        for steps, random, restarts in ((2, 4, 1), (5, 4, 1))
-    )
+    few, more = (evaluate(*case, steps=steps) for steps in (2, 5))
     for name in ("random_worst", "adversarial", "worst"):
         scores = few.of_images(name)
         assert np.all(np.diff(scores, axis=1) <= 0), name
@@ -97,8 +96,8 @@ def test_accuracies_never_rise_with_the_strength_the_steps_the_fields(case):
 @of_one_backend
 def test_restarts_and_more_random_fields_only_add_attempts(case):
     once, restarted, more_random = (
-        evaluate(*case, restarts=restarts, random=random)
-        for restarts, random in ((1, 2), (3, 2), (1, 24))
+        evaluate(*case, restarts=restarts, random=fields)
+        for restarts, fields in ((1, 2), (3, 2), (1, 24))
     )
     for name, more in (("adversarial", restarted), ("random_worst", more_random)):
         assert np.all(more.of_images(name) <= once.of_images(name)), name
@@ -119,8 +118,7 @@ def test_a_constant_model_has_a_flat_curve():
     model = linear(scale=0.0)
     model.layers[-1].set_weights([np.zeros((256, 2)), np.array([1.0, 0.0])])
     x = smooth_images(20)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with pytest.warns(UserWarning, match="gradient of 100% of the images is zero"):
         report = evaluate(model, x, np.arange(20) % 2)
     assert [*report.worst] == [0.5] * 4 == [*report.random_mean]
     assert len(report.lost()) == 0
@@ -251,6 +249,102 @@ def test_targets_are_approached(case):
     for target in ("most_confident_wrong", "random"):
         report = evaluate(model, x, y, ksa.AdversarialFlow(target=target))
         assert report.adversarial[-1] < report.adversarial[0]
+
+
+def test_a_random_target_is_an_image_s_own():
+    x = smooth_images(12)
+    model = small_model(shape=(16, 16, 1), classes=5)
+    y, layer = answers(model, x), ksa.AdversarialFlow(target="random")
+    first, again, other = (
+        evaluate(model, x, y, layer, batch_size=size, seed=seed, strengths=(2.0,))
+        for size, seed in ((12, 0), (5, 0), (12, 1))
+    )
+    np.testing.assert_array_equal(first.fields, again.fields)
+    assert not np.allclose(first.fields, other.fields)
+
+
+def test_random_targets_are_wrong_classes_of_the_draws():
+    draws = np.arange(40, dtype="int32").reshape(8, 5)
+    labels, predictions = np.arange(8) % 3, np.zeros((8, 3), "float32")
+    wrong = numpy(random_wrong(labels, predictions, draws=ops.convert_to_tensor(draws)))
+    np.testing.assert_array_equal(wrong, (labels + 1 + draws[:, 0] % 2) % 3)
+    hot = np.eye(3, dtype="float32")[labels]
+    wrong = numpy(random_wrong(hot, predictions, draws=ops.convert_to_tensor(draws)))
+    assert np.all(wrong != labels) and np.all((0 <= wrong) & (wrong < 3))
+    one = random_wrong(
+        labels[:, None] % 2, predictions[:, :1], draws=ops.convert_to_tensor(draws)
+    )
+    np.testing.assert_array_equal(numpy(one)[:, 0], 1 - labels % 2)
+
+
+@of_one_backend
+def test_the_scale_of_the_layer_does_not_count(case):
+    plain = evaluate(*case)
+    scaled = evaluate(*case, ksa.AdversarialFlow(alpha=1e6))
+    np.testing.assert_array_equal(plain.adversarial, scaled.adversarial)
+
+
+def test_a_built_model_whose_parts_are_not():
+    class Parts(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.flat, self.dense = layers.Flatten(), layers.Dense(3)
+
+        def call(self, images):
+            return self.dense(self.flat(images))
+
+    model, x = Parts(), smooth_images(6)
+    model.compile("sgd", LOGITS)
+    model.build((None, 16, 16, 1))
+    report = evaluate(model, x, np.arange(6) % 3)
+    found = model.predict(x, verbose=0).argmax(-1) == np.arange(6) % 3
+    np.testing.assert_array_equal(report.clean, found)
+
+
+@of_one_backend
+def test_no_random_state_of_others_is_touched(case):
+    keras.utils.set_random_seed(3)
+    before = random.getstate(), np.random.get_state()[1].copy()
+    evaluate(*case)
+    assert random.getstate() == before[0]
+    np.testing.assert_array_equal(np.random.get_state()[1], before[1])
+
+
+@of_one_backend
+def test_images_without_a_label_are_no_error(case):
+    _, x, y = case
+    model = linear()
+    loss = keras.losses.SparseCategoricalCrossentropy(True, ignore_class=-1)
+    model.compile(loss=loss)
+    y = np.where(np.arange(len(y)) == 3, -1, y)
+    report = evaluate(model, x, y)
+    assert report.clean[3] == 0 and report.clean.mean() > 0.8
+
+
+@of_one_backend
+def test_less_than_guessing_is_warned_of(case):
+    model, x, y = case
+    with pytest.warns(UserWarning, match="less than guessing"):
+        evaluate(model, x, 1 - y)
+
+
+@of_one_backend
+def test_a_regression_has_no_answers(case):
+    model = small_model(shape=(16, 16, 1), classes=4)
+    model.compile(loss="mse")
+    y = np.zeros((60, 4), "float32")
+    with pytest.raises(ValueError, match="Pass metric=function"):
+        evaluate(model, case[1], y)
+    near = evaluate(model, case[1], y, metric=lambda a, b: ops.exp(-ops.abs(a - b)))
+    assert np.all(near.answers == -1)
+
+
+@of_one_backend
+def test_a_metric_of_numpy_is_told_what_to_do(case):
+    model, x, y = case
+    with pytest.raises(Exception) as caught:
+        evaluate(model, x, y, metric=lambda a, b: np.asarray(b)[:, 0] > 0)
+    assert "keras.ops, not NumPy" in caught.value.__notes__[0]
 
 
 @of_one_backend
@@ -410,6 +504,7 @@ def test_a_program_is_traced_once(case, monkeypatch):
         ({"metric": keras.metrics.BinaryAccuracy()}, ValueError, "one score"),
         ({"metric": lambda y, p: 2.0 * p[:, 0] + 9}, ValueError, r"in \[0, 1\]"),
         ({"metric": lambda y, p: ops.mean(p)}, ValueError, "one score for each"),
+        ({"metric": lambda y, p: y[:, None] == y}, ValueError, r"shape \(8, 8\)"),
         ({"perturbation": "flow"}, TypeError, "perturbation='flow'"),
         ({"perturbation": ksa.RandomFlow()}, ValueError, "RandomFlow"),
     ],
@@ -430,6 +525,22 @@ def test_bad_data(case):
         evaluate(model, x[:0], y[:0])
     with pytest.raises(ValueError, match="rank 4"):
         evaluate(model, x[..., 0], y)
+    with pytest.raises(TypeError, match="as perturbation="):
+        evaluate(model, x, ksa.AdversarialFlow())
+    with pytest.raises(ValueError, match="2 entries for a model with 1 input"):
+        evaluate(model, (x, y))
+    with pytest.raises(ValueError, match=r"x\[None\]"):
+        evaluate(model, x[0], y[0])
+    with pytest.raises(ValueError, match="without a batch axis"):
+        evaluate(model, ((a, b) for a, b in zip(x, y)))
+    with pytest.raises(ValueError, match="labels from 1 to 2"):
+        evaluate(model, x, y + 1)
+    with pytest.raises(ValueError, match=r"labels of shape \(60, 2\)"):
+        evaluate(model, x, np.eye(2)[y])
+    with pytest.raises(ValueError, match="dtype <U"):
+        evaluate(model, x, y.astype(str))
+    with pytest.raises(ValueError, match=r"pass numbers in \[0, 1\]"):
+        evaluate(model, x, y, ksa.AdversarialRecoloring())
     uncompiled = keras.Model(model.inputs, model.outputs)
     with pytest.raises(ValueError, match="no compiled loss"):
         evaluate(uncompiled, x, y)

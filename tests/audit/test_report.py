@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import numpy as np
@@ -34,6 +35,7 @@ def report(**changes):
         "metric": None,
         "moves_pixels": True,
         "value_range": [0, 255],
+        "labeled": True,
     }
     return ksa.RobustnessReport.of(
         [tally.first(3, 2**20)], (0, 1, 2), settings | changes
@@ -115,16 +117,43 @@ def test_figures_are_drawn():
     found = report()
     figure = found.plot()
     (axes,) = figure.axes
-    labels = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert labels == ["random", "worst of 2 random", "adversarial"]
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels == ["random", "worst of 2 random", "adversarial", "worst of all"]
     assert axes.get_xlabel() == "longest displacement (pixels)"
     np.testing.assert_allclose(axes.lines[2].get_ydata(), found.adversarial)
     figure = found.plot_worst(class_names=["cat", "dog", "cow"])
     titles = [axes.get_title() for axes in figure.axes]
-    assert titles[0] == "dog" and titles[2] == "dog, at 1" and titles[5] == "cow, at 2"
+    assert (
+        titles[0] == "dog" and titles[2] == "dog at 1 px" and titles[5] == "cow at 2 px"
+    )
     assert len(report().plot_worst(1).axes) == 3
     colours = report(strength="magnitude", moves_pixels=False, metric="hits")
     assert colours.plot().axes[0].get_ylabel() == "score"
+    own = report(labeled=False)
+    assert own.plot().axes[0].get_ylabel() == "unchanged answers"
+    assert own.table().endswith("own answers to the images as they are.")
+
+
+def test_arguments_of_pictures_are_checked():
+    for arguments, message in (
+        ({"count": 0}, "count=0"),
+        ({"class_names": ["cat", "dog"]}, "2 class_names.* class 2"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            report().plot_worst(**arguments)
+    with pytest.raises(ValueError, match="name='random'"):
+        report().band("random")
+    strange = dataclasses.replace(report(), images=np.zeros((3, 4, 4, 2), "float32"))
+    with pytest.raises(ValueError, match="2 channels"):
+        strange.plot_worst()
+
+
+def test_strengths_are_those_that_were_passed():
+    columns = {name: np.ones((1, 2)) for name in report().scores}
+    one = Tally(np.zeros((1, 4, 4, 1)), attempt(1))
+    one.end_strength()
+    found = ksa.RobustnessReport.of([one.first(1, 0) | columns], (0.02, 0.1), {})
+    assert [row["strength"] for row in found] == [0.02, 0.1]
 
 
 def test_save_and_load(tmp_path):
@@ -159,9 +188,31 @@ def test_files_that_are_no_report(tmp_path):
     np.savez(path, **{**arrays, "clean": arrays["clean"][:2]})
     with pytest.raises(ValueError, match="do not fit"):
         ksa.RobustnessReport.load(tmp_path)
+    for broken in ({"place": arrays["place"] + 9}, {"kind": arrays["kind"] - 5}):
+        np.savez(path, **{**arrays, **broken})
+        with pytest.raises(ValueError, match="do not fit"):
+            ksa.RobustnessReport.load(path)
+    about = json.loads(arrays["about"].item())
+    empty = np.array(json.dumps({**about, "settings": {}}))
+    np.savez(path, **{**arrays, "about": empty})
+    with pytest.raises(ValueError, match="another version"):
+        ksa.RobustnessReport.load(tmp_path)
     np.savez(path, **{**arrays, "clean": np.array([print, 1, 2], object)})
     with pytest.raises(ValueError, match="no report"):
         ksa.RobustnessReport.load(tmp_path)
+
+
+def test_bands_of_hits_and_of_scores_agree():
+    found = report()
+    twice = {name: np.repeat(x, 30, axis=0) for name, x in found.scores.items()}
+    parts = {"scores": twice, "clean": np.repeat(found.clean, 30)}
+    many = dataclasses.replace(found, **parts)
+    near = {name: np.where(x == 1, 1 - 1e-6, x) for name, x in twice.items()}
+    scores = dataclasses.replace(found, scores=near, clean=parts["clean"])
+    for hits, other in zip(many.band("worst"), scores.band("worst")):
+        np.testing.assert_allclose(hits, other, atol=0.03)
+    low, high = many.band("worst")
+    assert np.all(low[1:] < many.worst[1:]) and np.all(many.worst[1:] < high[1:])
 
 
 def test_pictures_beyond_the_bound_are_left_out():
@@ -172,3 +223,5 @@ def test_pictures_beyond_the_bound_are_left_out():
     kept = [len(tally.first(6, bytes)["images"]) for bytes in (9 * one, 3 * one, 0, -1)]
     assert kept == [6, 3, 0, 0]
     assert len(tally.first(6, 0)["clean"]) == 6
+    for name in ("images", "fields"):  # a view would keep all of them
+        assert tally.first(6, 0)[name].base is None

@@ -1,8 +1,11 @@
+import pickle
+
 import keras
 import numpy as np
 import pytest
 
 import keras_structadv as ksa
+from keras_structadv.audit.attack import Attack
 from tests.audit.cases import LOGITS, answers, linear, smooth_images
 
 
@@ -79,11 +82,55 @@ def test_beside_adversarial_training_and_validation(case):
 def test_arguments_are_checked_before_training(case):
     model, x, y = case
     for arguments, message in (
-        ({"strength": -1.0}, "strengths"),
-        ({"strength": 1.0, "steps": 0}, "steps=0"),
-        ({"strength": 1.0, "seed": "a"}, "seed='a'"),
+        ({"strength": 0.0}, "strength=0.0"),
+        ({"steps": 0}, "steps=0"),
+        ({"seed": "a"}, "seed='a'"),
+        ({"restarts": 0}, "restarts=0"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"y": y[:5]}, r"lengths \[5, 40\]"),
+        ({"y": None}, "no labels"),
+        ({"x": (x for _ in range(2)), "y": None}, "a generator"),
+        ({"x": (x, y), "y": None}, "no labels"),
     ):
         with pytest.raises(ValueError, match=message):
-            model.fit(
-                x, y, verbose=0, callbacks=[ksa.WorstCaseAccuracy(x, y, **arguments)]
-            )
+            ksa.WorstCaseAccuracy(**{"x": x, "y": y, "strength": 1.0, **arguments})
+    with pytest.raises(TypeError, match="perturbation=3"):
+        ksa.WorstCaseAccuracy(x, y, 3, strength=1.0)
+
+
+def test_two_of_them_and_a_second_fit_compile_once(case, monkeypatch):
+    model, x, y = case
+    traced = []
+    plain = Attack._stepped
+    monkeypatch.setattr(
+        Attack, "_stepped", lambda *args: traced.append(1) or plain(*args)
+    )
+    both = [
+        ksa.WorstCaseAccuracy(x, y, strength=s, steps=1, name=f"val_{s}px")
+        for s in (0.5, 2.0)
+    ]
+    pickle.dumps(both)
+    for _ in range(2):
+        history = model.fit(x, y, epochs=2, verbose=0, callbacks=both).history
+        assert history["val_2.0px"][-1] <= history["val_0.5px"][-1]
+    if keras.backend.backend() != "torch":  # which compiles nothing
+        assert len(traced) == 2
+
+
+def test_data_without_labels_are_refused(case):
+    model, x, y = case
+    worst = ksa.WorstCaseAccuracy(Unlabeled(x), strength=1.0, steps=1)
+    with pytest.raises(ValueError, match="without labels"):
+        model.fit(x, y, verbose=0, callbacks=[worst])
+
+
+class Unlabeled(keras.utils.PyDataset):
+    def __init__(self, x):
+        super().__init__()
+        self.x = x
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, place):
+        return (self.x,)
