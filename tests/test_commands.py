@@ -13,7 +13,13 @@ import shlex
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
-PAGES = ("README.md", "benchmarks/README.md", "experiments/README.md", "Makefile")
+PAGES = (
+    "README.md",
+    "benchmarks/README.md",
+    "experiments/README.md",
+    "Makefile",
+    "docs/guides/strength_and_smoothness.md",
+)
 MODULE = re.compile(r"-m\s+((?:benchmarks|experiments)\.\w+)")
 DIGITS = "--config small/digits --set adversary=flow policy=none"
 # The arguments that make a script small. They come last, so that they win.
@@ -53,7 +59,7 @@ SIGNS = {
     "benchmarks.reuse_variants": "| half random |",
     "benchmarks.solve_and_warp": "| 32x32 x 4 | map_coordinates, XLA |",
     "benchmarks.step_overhead": "| flow, rate 1, reused gradients |",
-    "benchmarks.sweeps": "pictures/sweep_recoloring.png",
+    "benchmarks.sweeps": "pictures/sweep_coherence.png",
     "benchmarks.tf_data": "| flow, callback, reused |",
     "experiments.curves": "curves.png",
     "experiments.search": "small/digits/flow: ",
