@@ -1,172 +1,208 @@
-"""Draws fields of several strengths and smoothnesses on images of 16 to 224 pixels.
+"""Measures and draws what each argument of a flow and of a recolouring does.
 
     python -m benchmarks.sweeps [--folder images] [--small]
 
-Of each three columns, the middle one has the default smoothness or damping. Prints what
-the default factors were chosen by: the share of pixels that move by more than half a
-pixel, the share at which a flow folds, and the share of a recolouring that is not
-constant over the image.
+Needs the extra `imagenet`. s is the side of the image.
+
+- Two tables at 16 to 224 pixels against small CNNs, by which the default factors were
+  chosen: the shares of the pixels that move by more than half a pixel, and at which a
+  flow folds; the share of a recolouring that is not constant over the image.
+- Two tables of one step against EfficientNet-Lite0 on ImageNet photographs: the share
+  that it still gets right, the mean loss, the gain (the first-order rise of the loss).
+- Three pictures, of a photograph and a glyph.
 """
 
 import argparse
 import itertools
 import pathlib
-from collections.abc import Callable
 from typing import Any
 
+import keras
 import numpy as np
-from keras import layers
 
-import keras_structadv as ksa
-from experiments.models import fitted_small_cnn
-from keras_structadv.datasets import CHARACTERS, PHOTOGRAPHS
-from keras_structadv.flow import folded_fraction
+from benchmarks.picture_grid import Block, Cell, draw
+from benchmarks.sweep_cases import (
+    FLOWS,
+    GREY,
+    RECOLORINGS,
+    Case,
+    constant,
+    folded,
+    glyphs,
+)
+from benchmarks.timing import machine
+from experiments import imagenet
+from keras_structadv.datasets import CHARACTERS
 
-DISPLACEMENTS = (16, 8, 4)
+PARTS = (32, 16, 8, 4)
 """The side over the longest displacement; layers draw up to an eighth."""
-LENGTHS = (6, 3, 1.5)
+LENGTHS = {"loose": 9, "default": 3, "stiff": 1}
 """The side over the root of the smoothness."""
-MAGNITUDES = (0.05, 0.1, 0.2)
-DAMPINGS = (1, 10, 100)
+MAGNITUDES = (0.02, 0.05, 0.1, 0.2)
+FACTORS = {"one tint": 1, "default": 10, "local": 100}
 """The damping times the squared side."""
+COHERENCES = (0, 0.01, 0.1, 1, 10)
+EDGE_SCALES = (0.002, 0.01, 0.05, 0.25, 1)
+DRAWN = range(1, 2), range(1, 4)
+"""The rows and columns of the pictures with what layers do by default."""
+COFFEE = 1
+"""Which of the public photographs the pictures show."""
+FIVE = len(CHARACTERS) + CHARACTERS.index("5")
+"""Which of the test glyphs: of the second typeface."""
 
 
-def photographs(size: int, name: str, small: bool) -> tuple:
-    """Crops to train on, and crops of one photograph to change."""
-    crops = 1 if small else 40 if size < 200 else 12
-    train, (x, y) = ksa.datasets.load_photographs(size=size, crops=crops)
-    chosen = y == PHOTOGRAPHS.index(name)
-    return train, (x[chosen][:10], y[chosen][:10]), len(PHOTOGRAPHS)
+def print_table(corner: str, titles: list, rows: dict[Any, list[str]]) -> None:
+    """Prints the cells of each row by its name."""
+    print(f"\n| {corner} | {' | '.join(titles)} |\n{'|---' * (1 + len(titles))}|")
+    for name, cells in rows.items():
+        print(f"| {name} | {' | '.join(cells)} |")
 
 
-def digits(small: bool) -> tuple:
-    """Digits of 16 pixels."""
-    train, (x, y) = ksa.datasets.load_digits(20 if small else 400)
-    return train, (x[:40], y[:40]), 10
+def measure_sizes(small: bool) -> None:
+    """Prints what the default factors were chosen by."""
+
+    def flow(case: Case, part: float, length: float) -> str:
+        flows = case.flows(part, length)
+        moved = np.mean(np.linalg.norm(flows, axis=-1) > 0.5)
+        return f"{moved:.0%} moved, {folded(flows):.2%} folded"
+
+    def recoloring(case: Case, magnitude: float, factor: float) -> str:
+        return f"{1 - constant(case.changes(magnitude, factor)):.0%} not constant"
+
+    flows = itertools.product((16, 8, 4), (6, 3, 1.5))
+    recolorings = itertools.product((0.05, 0.1, 0.2), (1, 10, 100))
+    for loads, cell, title, settings in (
+        (FLOWS, flow, "s/{} pixels, smoothness (s/{})²", flows),
+        (RECOLORINGS, recoloring, "RMS {}, damping {}/s²", recolorings),
+    ):
+        pairs = list(settings)
+        cases = ((side, load(small)) for side, load in loads.items())
+        rows = {side: [cell(case, *pair) for pair in pairs] for side, case in cases}
+        print_table("side", [title.format(*pair) for pair in pairs], rows)
 
 
-def glyphs(load: Callable, small: bool) -> tuple:
-    """Glyphs of 28 pixels."""
-    train, (x, y) = load(1 if small else 8)
-    return train, (x[5:45], y[5:45]), len(CHARACTERS)
+def measure_imagenet(model: keras.Model, small: bool) -> None:
+    """Prints what one step does to an ImageNet model."""
+    if small:
+        x, y = (array[:2] for array in imagenet.load_public_photographs())
+    else:
+        x, y = imagenet.load_imagenet_photographs()
+    case = Case(model, x, y)
+
+    def results(images: Any) -> str:
+        loss, right = case.results(images)
+        return f"right {right:.0%}, loss {loss:.2f}"
+
+    def flow(part: float, length: float) -> str:
+        flows = case.flows(part, length)
+        warped, random = map(case.warped, (flows, case.flows(part, length, True)))
+        measured = f"{results(warped)}, gain {case.gain(warped):.2f}"
+        control = f"random {results(random)}"
+        return f"{measured}, {folded(flows):.1%} folded; {control}"
+
+    def recoloring(magnitude: float, factor: float) -> str:
+        images = case.recoloured(case.changes(magnitude, factor))
+        return f"{results(images)}, gain {case.gain(images):.2f}"
+
+    print(f"\nEfficientNet-Lite0, {len(x)} photographs: {results(case.images)}")
+    rows = {f"(s/{b})²": [flow(a, b) for a in PARTS] for b in LENGTHS.values()}
+    print_table("smoothness", [f"s/{a} pixels" for a in PARTS], rows)
+    rows = {f"{b}/s²": [recoloring(a, b) for a in MAGNITUDES] for b in FACTORS.values()}
+    print_table("damping", [f"RMS {a}" for a in MAGNITUDES], rows)
 
 
-FLOWS = {
-    16: digits,
-    28: lambda small: glyphs(ksa.datasets.load_glyphs, small),
-    64: lambda small: photographs(64, "chelsea", small),
-    96: lambda small: photographs(96, "rocket", small),
-    224: lambda small: photographs(224, "coffee", small),
-}
-RECOLORINGS = {
-    **FLOWS,
-    28: lambda small: glyphs(ksa.datasets.load_colour_glyphs, small),
-}
-del RECOLORINGS[16]
+def flow_block(case: Case, name: str) -> Block:
+    """Displacement and smoothness on one image."""
+    before, rows = case.results(case.images)[0], {}
+    for kind, length in LENGTHS.items():
+        made = [case.flows(part, length) for part in PARTS]
+        cells = [Cell(case.images[0] / 510, f"loss {before:.2f} before", made[0][0])]
+        for flows in made:
+            images = case.warped(flows)
+            folds = f"{folded(flows):.1%}"
+            caption = f"loss {case.results(images)[0]:.2f}"
+            caption += "" if folds == "0.0%" else f", folds {folds}"
+            cells.append(Cell(images[0] / 255, caption))
+        smoothness = f"(s/{length})² = {(case.side / length) ** 2:.0f} px²"
+        rows[f"{kind}: smoothness\n{smoothness}"] = cells
+    titles = [f"s/{part} = {case.side / part:.2g} px" for part in PARTS]
+    return Block([f"{name}, s = {case.side} px", *titles], rows, DRAWN)
 
 
-def gradients_of(data: tuple, small: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Trains a model; returns the images to change and their gradients."""
-    (x, y), (images, labels), classes = data
-    head = layers.GlobalAveragePooling2D if x.shape[1] > 28 else layers.Flatten
-    epochs = 1 if small else 12
-    model = fitted_small_cnn(x, y, classes, batch_size=32, epochs=epochs, head=head)
-    images = images.astype("float32")
-    return images, np.asarray(ksa.per_image_gradients(model, images, labels))
+def change_cell(changes: np.ndarray) -> Cell:
+    """A change around grey, and how much of it is constant."""
+    size = np.quantile(np.abs(changes), 0.99) or 1.0
+    return Cell(changes[0] / size / 2 + 0.5, f"{constant(changes):.0%} is one tint")
 
 
-def flow_cell(
-    images: np.ndarray, gradients: np.ndarray, part: float, length: float
-) -> tuple[np.ndarray, str]:
-    """The warped images, and what the flows do."""
-    side = min(images.shape[1:3])
-    flow = ksa.adversarial_flow(
-        images,
-        gradients,
-        max_displacement=side / part,
-        smoothness=(side / length) ** 2,
+def result_cell(case: Case, changes: np.ndarray) -> Cell:
+    """A recoloured image and its loss."""
+    images = case.recoloured(changes)
+    return Cell(images[0] / 255, f"loss {case.results(images)[0]:.2f}")
+
+
+def recoloring_block(case: Case) -> Block:
+    """Magnitude and damping on one image."""
+    rows = {}
+    for kind, factor in FACTORS.items():
+        made = [case.changes(magnitude, factor) for magnitude in MAGNITUDES]
+        label = f"{kind}: damping\n{factor}/s² = {factor / case.side**2:.1g}"
+        rows[label] = [change_cell(made[0]), *(result_cell(case, x) for x in made)]
+    titles = [f"{size} = {255 * size:.0f} of 255" for size in MAGNITUDES]
+    return Block(["the change", *titles], rows, DRAWN)
+
+
+def tie_block(
+    case: Case, name: str, values: tuple, default: float, results: bool
+) -> Block:
+    """Coherence or edge scale on one image: changes, and results if asked for."""
+    made = [case.changes(0.05, **{name: value}) for value in values]
+    rows = {"the change": [change_cell(changes) for changes in made]}
+    if results:
+        rows["result"] = [result_cell(case, changes) for changes in made]
+    column = values.index(default)
+    titles = [f"{name} {value}" for value in values]
+    return Block(titles, rows, (range(len(rows)), range(column, column + 1)))
+
+
+def draw_pictures(model: keras.Model, folder: pathlib.Path, small: bool) -> None:
+    """Draws the three pictures."""
+    x, y = imagenet.load_public_photographs()
+    photograph = Case(model, x[COFFEE][None], y[COFFEE][None])
+    glyph = glyphs(GREY, slice(FIVE, FIVE + 1), small)
+    blocks = [flow_block(photograph, "photo"), flow_block(glyph, "glyph")]
+    heading = (
+        "columns: displacement; rows: smoothness; blue: default, up to s/8 at random"
     )
-    moved = np.linalg.norm(np.asarray(flow), axis=-1) > 0.5
-    folded = np.asarray(folded_fraction(flow)).mean()
-    measured = f"{moved.mean():.0%} moved, {folded:.2%} folded"
-    return np.asarray(ksa.dense_image_warp(images, flow)), measured
-
-
-def recoloring_cell(
-    images: np.ndarray, gradients: np.ndarray, magnitude: float, factor: float
-) -> tuple[np.ndarray, str]:
-    """The recoloured images, and the share of the change that is not constant."""
-    change = np.asarray(
-        ksa.adversarial_recoloring(
-            images,
-            gradients,
-            magnitude=magnitude,
-            damping=factor / min(images.shape[1:3]) ** 2,
-        )
+    draw(folder / "sweep_flow.png", heading, blocks)
+    loss, _ = photograph.results(photograph.images)
+    heading = (
+        "columns: magnitude (RMS); rows: damping; blue: default, up to 0.1 at "
+        f"random; loss {loss:.2f} before"
     )
-    tint = np.square(change.mean(axis=(1, 2))).mean(axis=-1)
-    share = 1 - tint / np.square(change).mean(axis=(1, 2, 3))
-    return np.clip(images + change, 0, 255), f"{share.mean():.0%} not constant"
-
-
-def draw(
-    path: pathlib.Path,
-    data: dict[int, Callable],
-    cell: Callable[..., tuple[np.ndarray, str]],
-    settings: dict[str, tuple[Any, Any]],
-    small: bool,
-) -> None:
-    """Draws one row for each size of image, and prints the measures.
-
-    Args:
-        path: file to write to.
-        data: loads the images of each size.
-        cell: changes the images by a setting.
-        settings: the settings of the columns, by title.
-        small: whether to train for one epoch on few images.
-    """
-    from matplotlib.figure import Figure
-
-    size = (1.1 * (1 + len(settings)), 1.15 * len(data) + 0.3)
-    figure = Figure(figsize=size, layout="constrained")
-    axes = figure.subplots(len(data), 1 + len(settings))
-    print(f"\n| side | {' | '.join(settings).replace(chr(10), ', ')} |")
-    print("|---" * (1 + len(settings)) + "|")
-    for row, (side, load) in zip(axes, data.items()):
-        images, gradients = gradients_of(load(small), small)
-        cells = [cell(images, gradients, *pair) for pair in settings.values()]
-        print(f"| {side} | {' | '.join(measured for _, measured in cells)} |")
-        # The image whose gradient is the median of those that are not zero.
-        sizes = np.square(gradients).sum(axis=(1, 2, 3))
-        chosen = np.argsort(sizes)[len(sizes) // 2]
-        row[0].set_ylabel(f"{side} pixels", fontsize=8)
-        for axis, pictures in zip(row, (images, *(made for made, _ in cells))):
-            axis.imshow(pictures[chosen].squeeze() / 255, cmap="gray", vmin=0, vmax=1)
-            axis.set(xticks=[], yticks=[])
-    for axis, title in zip(axes[0], ("image", *settings)):
-        axis.set_title(title, fontsize=7)
-    figure.savefig(path, dpi=85)
-    print(f"wrote {path}")
+    draw(folder / "sweep_recoloring.png", heading, [recoloring_block(photograph)])
+    heading = "columns: coherence, edge_scale, at a magnitude of 0.05; blue: default"
+    blocks = [
+        tie_block(photograph, "coherence", COHERENCES, 1, results=True),
+        tie_block(photograph, "edge_scale", EDGE_SCALES, 0.05, results=False),
+    ]
+    draw(folder / "sweep_coherence.png", heading, blocks)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Draws both pictures and prints both tables."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    """Prints the tables and draws the pictures."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--folder", type=pathlib.Path, default=pathlib.Path("images"))
-    parser.add_argument("--small", action="store_true", help="one epoch, few images")
+    parser.add_argument("--small", action="store_true", help="little data, no weights")
     options = parser.parse_args(arguments)
     options.folder.mkdir(parents=True, exist_ok=True)
-    flows = {
-        f"s/{part} pixels\nsmoothness (s/{length})²": (part, length)
-        for part, length in itertools.product(DISPLACEMENTS, LENGTHS)
-    }
-    draw(options.folder / "sweep_flow.png", FLOWS, flow_cell, flows, options.small)
-    recolorings = {
-        f"RMS {magnitude}\ndamping {factor}/s²": (magnitude, factor)
-        for magnitude, factor in itertools.product(MAGNITUDES, DAMPINGS)
-    }
-    path = options.folder / "sweep_recoloring.png"
-    draw(path, RECOLORINGS, recoloring_cell, recolorings, options.small)
+    model = imagenet.efficientnet_lite0(weights=None if options.small else "imagenet")
+    print(machine())
+    measure_sizes(options.small)
+    measure_imagenet(model, options.small)
+    draw_pictures(model, options.folder, options.small)
 
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ SIGNS = {
     "benchmarks.reuse_variants": "| half random |",
     "benchmarks.solve_and_warp": "| 32x32 x 4 | map_coordinates, XLA |",
     "benchmarks.step_overhead": "| flow, rate 1, reused gradients |",
-    "benchmarks.sweeps": "pictures/sweep_recoloring.png",
+    "benchmarks.sweeps": "pictures/sweep_coherence.png",
     "benchmarks.tf_data": "| flow, callback, reused |",
     "experiments.curves": "curves.png",
     "experiments.search": "small/digits/flow: ",
