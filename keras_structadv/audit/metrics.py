@@ -133,8 +133,8 @@ def _is_right(labels: Any, predictions: Any, model: keras.Model, loss: Any) -> A
     elif shape[-1] == 1 and not one.is_binary:
         what = "one prediction for an image and no binary cross-entropy"
     else:
-        what = ""
-    if one is None or what:
+        what = None
+    if one is None or what is not None:
         raise ValueError(
             f"Received {what}, for which there is no single answer for an image. Pass "
             "metric=function, (labels, predictions) -> one score in [0, 1] for each "

@@ -75,7 +75,8 @@ def pictures(
     ]
     if not files:
         raise CommandError(
-            f"{folder} has no pictures ({', '.join(_PICTURES)}) in folders of classes."
+            f"{folder} has no pictures ({', '.join(_PICTURES)}) in its folders. Pass "
+            "a folder with a folder of pictures for each class."
         )
     channels = {1: "grayscale", 3: "rgb", 4: "rgba"}.get(shape[-1])
     if channels is None:

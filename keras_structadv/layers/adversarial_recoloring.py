@@ -157,8 +157,8 @@ class AdversarialRecoloring(StructuredAdversary):
             low, high = self.value_range
             warnings.warn(
                 f"Received magnitude={value}. It is a fraction of value_range "
-                f"{self.value_range}: for a change by {value} in the units of the "
-                f"images pass {highest:g} / {high - low:g}.",
+                f"{self.value_range}. Divide a change in the units of the images by "
+                f"{high - low:g}.",
                 stacklevel=4 if self.takes_gradient else 5,
             )
 

@@ -77,10 +77,12 @@ def unpack(
     x, extra = split_inputs(model, x, known)
     inputs = getattr(model, "inputs", None)
     if inputs is not None and len(inputs) != len(keras.tree.flatten(x)):
-        names = list(x) if isinstance(x, dict) else len(keras.tree.flatten(x))
+        shapes = [tuple(leaf.shape) for leaf in keras.tree.flatten(x)]
+        given = list(x) if isinstance(x, dict) else shapes
         raise ValueError(
-            f"Received the inputs {names} for a model with {len(inputs)}. Pass "
-            "what the model takes, and beside it what a layer takes only."
+            f"Received the inputs {given} for a model with {len(inputs)}. Pass the "
+            'inputs of the model; beside its "images", the callback takes only '
+            f"{sorted(known)}."
         )
     return x, labels, sample_weight, extra
 
@@ -93,8 +95,9 @@ def _check_images(images: Any) -> None:
     ragged = bool(getattr(images, "ragged_rank", None))
     if ragged or len(getattr(images, "shape", ())) != 4:
         raise ValueError(
-            "AdversarialTraining augments images of rank 4. Received "
-            f"{'ragged ' if ragged else ''}images of shape {tuple(images.shape)}."
+            f"Received {'ragged ' if ragged else ''}images of shape "
+            f"{tuple(images.shape)}. AdversarialTraining augments dense images of "
+            "rank 4: add the channel axis, or resize the images to one size."
         )
 
 
@@ -104,8 +107,8 @@ def _check_extra(extra: dict, layers: Sequence[StructuredAdversary]) -> None:
         if given and any(x.moves_pixels for x in layers[:number]):
             raise ValueError(
                 f"Received {sorted(given)} for layer {layer.name!r}, "
-                "which comes after one that moves the images: it would no longer "
-                "fit them. Put it first in the list."
+                "which comes after one that moves the images: they would no longer "
+                "fit. Put this layer first in the list."
             )
     ids = extra.get("ids")
     if ids is not None and not backend.is_int_dtype(

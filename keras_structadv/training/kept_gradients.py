@@ -146,7 +146,7 @@ class KeptGradients:
                 "they reach the model are new in each epoch: move those layers into "
                 'the model, give "ids" with the images, or pass gradient="fresh". If '
                 "there are more images than places, pass a larger GradientStore. If an "
-                "epoch is but a part of the data, this may pass.",
+                "epoch is only a part of the data, the images may still come again.",
                 stacklevel=3,
             )
 

@@ -52,7 +52,7 @@ def test_random_layers_have_no_target():
 
 
 def test_strengths_in_another_unit_are_warned_of():
-    with pytest.warns(UserWarning, match=r"magnitude=20.0.*fraction.*20 / 255"):
+    with pytest.warns(UserWarning, match=r"magnitude=20.0.*fraction.*by 255"):
         ksa.AdversarialRecoloring(magnitude=20)
     with pytest.warns(UserWarning, match=r"max_displacement=0.1.*in pixels"):
         ksa.AdversarialFlow(max_displacement=0.1)
