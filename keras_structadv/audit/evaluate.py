@@ -71,9 +71,13 @@ def evaluate_robustness(
     Example:
     >>> import numpy as np
     >>> keras.utils.set_random_seed(0)
-    >>> layers = keras.layers.Rescaling(1 / 255), keras.layers.Flatten()
     >>> model = keras.Sequential(
-    ...     [keras.Input((8, 8, 1)), *layers, keras.layers.Dense(2)]
+    ...     [
+    ...         keras.Input((8, 8, 1)),
+    ...         keras.layers.Rescaling(1 / 255),
+    ...         keras.layers.Flatten(),
+    ...         keras.layers.Dense(2),
+    ...     ]
     ... )
     >>> model.compile(loss=keras.losses.SparseCategoricalCrossentropy(True))
     >>> x = np.random.default_rng(0).uniform(0, 255, (20, 2, 2, 1))

@@ -7,7 +7,7 @@ import keras
 from keras import ops
 
 from keras_structadv.gradients.labels import are_vectors, most_likely
-from keras_structadv.gradients.loss import only_entry, per_image_loss
+from keras_structadv.gradients.loss import PerImageLoss, only_entry, per_image_loss
 
 
 def metric_for(
@@ -73,11 +73,13 @@ def answers_of(predictions: Any, model: keras.Model, loss: Any) -> Any:
     predictions = only_entry(predictions)
     if not isinstance(predictions, (list, tuple, dict)):
         one = per_image_loss(model, loss)
-        classes = predictions.shape[-1] if len(predictions.shape) == 2 else 0
-        if classes > 1 and one.takes_classes:
-            return ops.cast(ops.argmax(predictions, axis=-1), "int32")
-        if classes == 1 and one.is_binary:
-            return ops.cast(most_likely(predictions, one)[:, 0], "int32")
+        if _has_one_answer(predictions, one):
+            return ops.cast(
+                ops.argmax(predictions, axis=-1)
+                if predictions.shape[-1] > 1
+                else most_likely(predictions, one)[:, 0],
+                "int32",
+            )
     first = keras.tree.flatten(predictions)[0]
     return ops.full(ops.shape(first)[:1], -1, "int32")
 
@@ -124,21 +126,13 @@ def _is_right(labels: Any, predictions: Any, model: keras.Model, loss: Any) -> A
     single = not isinstance(predictions, (list, tuple, dict))
     if single and len(predictions.shape) == 1:
         predictions = predictions[:, None]
-    shape = tuple(predictions.shape) if single else ()
     one = per_image_loss(model, loss) if single else None
-    if one is None or len(shape) != 2:
-        what = f"predictions of shape {shape}" if single else "several predictions"
-    elif shape[-1] > 1 and not one.takes_classes:
-        what = f"predictions of shape {shape} and a loss that is not of classes"
-    elif shape[-1] == 1 and not one.is_binary:
-        what = "one prediction for an image and no binary cross-entropy"
-    else:
-        what = None
-    if one is None or what is not None:
+    if one is None or not _has_one_answer(predictions, one):
+        what = f"of shape {tuple(predictions.shape)}" if single else "several"
         raise ValueError(
-            f"Received {what}, for which there is no single answer for an image. Pass "
-            "metric=function, (labels, predictions) -> one score in [0, 1] for each "
-            "image."
+            f"Received predictions ({what}) and a loss for which there is no single "
+            "answer for an image. Pass metric=function, (labels, predictions) -> one "
+            "score in [0, 1] for each image."
         )
     right = most_likely(predictions, one)
     if are_vectors(labels, predictions):
@@ -147,3 +141,9 @@ def _is_right(labels: Any, predictions: Any, model: keras.Model, loss: Any) -> A
     right = labels == ops.reshape(ops.cast(right, "int32"), (-1,))
     finite = ops.all(ops.isfinite(predictions), axis=-1)
     return ops.cast(ops.logical_and(right, finite), "float32")
+
+
+def _has_one_answer(predictions: Any, one: PerImageLoss) -> bool:
+    if len(predictions.shape) != 2:
+        return False
+    return one.takes_classes if predictions.shape[-1] > 1 else one.is_binary

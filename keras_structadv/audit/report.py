@@ -47,9 +47,13 @@ class RobustnessReport:
     Example:
     >>> import keras
     >>> import keras_structadv as ksa
-    >>> layers = keras.layers.Rescaling(1 / 255), keras.layers.Flatten()
     >>> model = keras.Sequential(
-    ...     [keras.Input((8, 8, 1)), *layers, keras.layers.Dense(2)]
+    ...     [
+    ...         keras.Input((8, 8, 1)),
+    ...         keras.layers.Rescaling(1 / 255),
+    ...         keras.layers.Flatten(),
+    ...         keras.layers.Dense(2),
+    ...     ]
     ... )
     >>> model.compile(loss=keras.losses.SparseCategoricalCrossentropy(True))
     >>> x = np.random.default_rng(0).uniform(0, 255, (4, 8, 8, 1))
