@@ -34,7 +34,7 @@ lint: .venv/installed
 	touch $@
 
 docs: .venv/docs
-	$(BIN)/sphinx-build -W --keep-going --quiet docs docs/_build/html
+	$(BIN)/sphinx-build -W --keep-going --fresh-env --quiet docs docs/_build/html
 
 bench: .venv/installed
 	$(BIN)/python -m benchmarks.solve_and_warp

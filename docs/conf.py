@@ -50,6 +50,7 @@ myst_url_schemes = {
 nb_execution_mode = "off"
 nb_merge_streams = True
 
+default_role = "code"  # `x` in docstrings
 autosummary_generate = True
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # the docstrings give types with shapes and units
@@ -67,13 +68,19 @@ html_css_files = ["site.css"]
 html_theme_options = {
     "github_url": REPOSITORY,
     "navbar_align": "left",
-    "header_links_before_dropdown": 8,
+    "header_links_before_dropdown": 5,
     "show_prev_next": True,
     "secondary_sidebar_items": ["page-toc"],
     "footer_start": ["copyright"],
     "footer_end": ["sphinx-version"],
 }
-html_sidebars = {"index": [], "changelog": [], "troubleshooting": []}
+html_sidebars = {  # pages without pages below them
+    name: []
+    for name in (
+        *("index", "getting_started", "should_i_use_it", "how_it_works", "evidence"),
+        *("benchmarks", "troubleshooting", "changelog", "contributing", "citing"),
+    )
+}
 
 _LAYER = ["bind", "fields", "apply"]
 # The other methods are hooks of Keras, for subclasses or for the rest of the package.
@@ -113,3 +120,22 @@ def linkcode_resolve(domain: str, info: dict) -> str | None:
     lines, first = inspect.getsourcelines(value)
     place = f"{path.relative_to(ROOT)}#L{first}-L{first + len(lines) - 1}"
     return f"{REPOSITORY}/blob/main/{place}"
+
+
+def signature_of(
+    app: object, what: str, name: str, value: type, *rest: object
+) -> tuple:
+    """Returns the signature of `__init__`; layers of Keras show that of `__new__`."""
+    options, signature, returns = rest
+    if what == "class" and signature == "(*args, **kwargs)":
+        given = inspect.signature(value.__init__)
+        bare = [p.replace(annotation=p.empty) for p in given.parameters.values()]
+        signature = str(
+            given.replace(parameters=bare[1:], return_annotation=given.empty)
+        )
+    return signature, returns
+
+
+def setup(app: object) -> None:
+    """Connects to Sphinx."""
+    app.connect("autodoc-process-signature", signature_of)

@@ -66,11 +66,13 @@ class AdversarialRecoloring(StructuredAdversary):
         dtype: as for every Keras layer. Fields are computed in float32.
         **kwargs: further arguments of `keras.layers.Layer`.
 
-    Input shape: (height, width, channels) or (batch, height, width, channels), alone,
+    Input shape:
+        (height, width, channels) or (batch, height, width, channels), alone,
         or with labels, or with labels and sample weights, or in a dict. There, the key
         `"basis"`, (height, width, channels, k) for each image, replaces the solve.
 
-    Output shape: as the input.
+    Output shape:
+        as the input.
 
     Raises:
         ValueError: if an argument is out of its range.

@@ -33,9 +33,11 @@ class RandomFlow(AdversarialFlow):
         dtype: as for every Keras layer. Fields are computed in float32.
         **kwargs: further arguments of `keras.layers.Layer`.
 
-    Input shape: as for `AdversarialFlow`; masks, boxes and points move along.
+    Input shape:
+        as for `AdversarialFlow`; masks, boxes and points move along.
 
-    Output shape: as the input.
+    Output shape:
+        as the input.
 
     Raises:
         ValueError: if an argument is out of its range.

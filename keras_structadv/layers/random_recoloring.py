@@ -35,9 +35,11 @@ class RandomRecoloring(AdversarialRecoloring):
         dtype: as for every Keras layer. Fields are computed in float32.
         **kwargs: further arguments of `keras.layers.Layer`.
 
-    Input shape: as for `AdversarialRecoloring`.
+    Input shape:
+        as for `AdversarialRecoloring`.
 
-    Output shape: as the input.
+    Output shape:
+        as the input.
 
     Raises:
         ValueError: if an argument is out of its range.
