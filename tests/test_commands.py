@@ -25,6 +25,7 @@ DIGITS = "--config small/digits --set adversary=flow policy=none"
 SMALLEST = {
     "benchmarks.accelerator": "--small --precision float32",
     "benchmarks.attack_strength": "--small",
+    "benchmarks.audit_time": "--small",
     "benchmarks.code_sizes": "--small",
     "benchmarks.demo": "--small --picture demo.png",
     "benchmarks.photographs": "--small --folder pictures",
@@ -48,6 +49,7 @@ SMALLEST = {
 SIGNS = {
     "benchmarks.accelerator": "| flow, rate 1, reused |",
     "benchmarks.attack_strength": "| ART SpatialTransformation |",
+    "benchmarks.audit_time": "| 20 | 256 |",
     "benchmarks.code_sizes": "| 32 | flow, smoothness 100.0 | 7 | 8 |",
     "benchmarks.demo": "wrote demo.png",
     "benchmarks.photographs": "pictures/photographs_steps.png",

@@ -60,7 +60,9 @@ def test_opens_in_colab_and_installs_itself(path):
     assert re.search(
         r'^if importlib\.util\.find_spec\("\w+"\) is None:$', install, re.M
     )
-    assert re.search(r"^    %pip install -q .*\[notebooks\]", install, re.M)
+    assert re.search(
+        r"^    %pip install -q .*\[(notebooks|experiments)\]", install, re.M
+    )
     assert f"https://github.com/{REPOSITORY}" in install
 
 

@@ -59,6 +59,12 @@ def test_the_audit_of_photographs_is_that_of_the_record():
         assert printed in (ROOT / "docs/evidence.md").read_text()
 
 
+def test_the_table_of_audits_is_that_of_the_record():
+    table = [x for x in record("audit_time.txt").splitlines() if x.startswith("|")]
+    assert len(table) == 4
+    assert "\n".join(table) in (ROOT / "docs/benchmarks.md").read_text()
+
+
 README = (ROOT / "README.md").read_text()
 NAMES = {
     "PGD by pixel norm (L-infinity)": "PGD, L-infinity",
