@@ -123,12 +123,6 @@ def precompute_basis(
         compiled = fused(compute, in_eager=True)
         for start in range(done, len(images), batch_size):
             batch = np.asarray(images[start : start + batch_size], "float32")
-            finite = np.isfinite(batch).all(axis=(1, 2, 3))
-            if not finite.all():
-                raise ValueError(
-                    f"Image {start + int(finite.argmin())} has values that are not "
-                    "finite. Replace or remove them."
-                )
             # Padding the last batch to full size saves a second compilation.
             full = np.resize(batch, (batch_size, *batch.shape[1:]))
             result = ops.convert_to_numpy(compiled(ops.convert_to_tensor(full)))
@@ -200,10 +194,20 @@ def _open(
 
 
 def _digest(images: Any, batch_size: int) -> str:
-    """Returns a checksum of the images as float32."""
+    """Returns a checksum of the images as float32.
+
+    Raises:
+        ValueError: if an image is not finite: now, before anything was computed.
+    """
     digest = hashlib.sha256()
     for start in range(0, len(images), batch_size):
         batch = np.asarray(images[start : start + batch_size], "float32")
+        finite = np.isfinite(batch).all(axis=(1, 2, 3))
+        if not finite.all():
+            raise ValueError(
+                f"Image {start + int(finite.argmin())} has values that are not "
+                "finite. Replace or remove them."
+            )
         digest.update(np.ascontiguousarray(batch).data)
     return digest.hexdigest()
 
