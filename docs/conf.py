@@ -92,6 +92,7 @@ _METHODS = {
     "GradientStore": ["save", "load", "clear"],
     "RobustnessReport": [
         "table",
+        "strength_at",
         "plot",
         "plot_worst",
         "band",

@@ -60,6 +60,7 @@ SIGNATURES = {
     "RobustnessReport.plot": "(self)",
     "RobustnessReport.plot_worst": "(self, count=6, class_names=None)",
     "RobustnessReport.save": "(self, folder)",
+    "RobustnessReport.strength_at": "(self, accuracy=0.5)",
     "WorstCaseAccuracy": "(x, y=None, perturbation=None, *, strength, steps=10, "
     "restarts=1, metric=None, batch_size=64, seed=0, "
     "name='val_worst_case_accuracy')",

@@ -81,7 +81,10 @@ def main(arguments: list[str] | None = None) -> int:
     except (CommandError, ValueError, TypeError, OSError) as error:
         print(f"{parser.prog} audit: {error}", file=sys.stderr)
         return 1
-    print(f"\n{report.table()}\n\nsaved in {options.out}")
+    half = report.strength_at(0.5)
+    where = f"at {half:.3g}" if half < float("inf") else "beyond the largest strength"
+    print(f"\n{report.table()}\n\nThe worst case falls to 0.5 {where}.")
+    print(f"saved in {options.out}")
     return 0
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import pathlib
 from collections.abc import Iterator, Sequence
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from keras_structadv.audit.plots import plot_curves, plot_lost
+from keras_structadv.checks import check_fraction
 from keras_structadv.files import whole_file
 
 if TYPE_CHECKING:
@@ -76,13 +78,7 @@ class RobustnessReport:
     def of(
         cls, parts: list[dict], strengths: Sequence[float], settings: dict
     ) -> "RobustnessReport":
-        """Returns the report of some batches.
-
-        Args:
-            parts: the arrays of each batch; see `Tally.first`.
-            strengths: the budgets.
-            settings: what was measured, and how.
-        """
+        """Returns the report of batches, each with the arrays of `Tally.first`."""
         whole = {name: np.concatenate([x[name] for x in parts]) for name in parts[0]}
         scores = {name: whole.pop(name) for name in _COLUMNS[:-1]}
         return cls(np.array(strengths, "float64"), scores, settings=settings, **whole)
@@ -154,6 +150,22 @@ class RobustnessReport:
         if not self.settings["labeled"]:
             lines += ["", "Labels: the model's own answers to the images as they are."]
         return "\n".join(lines)
+
+    def strength_at(self, accuracy: float = 0.5) -> float:
+        """Returns the strength at which the worst case falls to an accuracy.
+
+        Args:
+            accuracy: in [0, 1].
+
+        Returns:
+            The strength, interpolated; infinity if it is beyond the largest one.
+        """
+        check_fraction("accuracy", accuracy)
+        below = np.flatnonzero(self.worst <= accuracy)
+        if not len(below):
+            return math.inf
+        pair = [below[0], max(below[0] - 1, 0)]  # ascending accuracies, as NumPy wants
+        return float(np.interp(accuracy, self.worst[pair], self.strengths[pair]))
 
     def _standard_error(self, name: str) -> np.ndarray:
         return self.of_images(name).std(axis=0) / np.sqrt(len(self.clean))

@@ -156,6 +156,19 @@ def test_strengths_are_those_that_were_passed():
     assert [row["strength"] for row in found] == [0.02, 0.1]
 
 
+def test_the_strength_at_an_accuracy():
+    found = report()  # 1, 2/3, 1/3 at 0, 1, 2
+    assert found.strength_at() == pytest.approx(1.5)
+    assert found.strength_at(2 / 3) == pytest.approx(1)
+    assert found.strength_at(0.9) == pytest.approx(0.3)
+    assert found.strength_at(1) == 0
+    assert found.strength_at(0.2) == np.inf
+    later = dataclasses.replace(found, strengths=np.array([1.0, 2.0, 4.0]))
+    assert later.strength_at(0.5) == pytest.approx(3)
+    with pytest.raises(ValueError, match="accuracy=2"):
+        found.strength_at(2)
+
+
 def test_save_and_load(tmp_path):
     found = report()
     found.save(tmp_path / "new" / "folder")
