@@ -82,8 +82,12 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{parser.prog} audit: {error}", file=sys.stderr)
         return 1
     half = report.strength_at(0.5)
-    where = f"at {half:.3g}" if half < float("inf") else "beyond the largest strength"
-    print(f"\n{report.table()}\n\nThe worst case falls to 0.5 {where}.")
+    where = f"falls to 0.5 at {half:.3g}"
+    if half == strengths[0]:
+        where = "is not above 0.5 at the smallest strength"
+    elif half == float("inf"):
+        where = "stays above 0.5"
+    print(f"\n{report.table()}\n\nThe worst-case accuracy {where}.")
     print(f"saved in {options.out}")
     return 0
 
