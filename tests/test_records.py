@@ -73,32 +73,50 @@ NAMES = {
 
 @pytest.fixture
 def measured(monkeypatch, capsys):
-    """The rows of the headline's table, as its command prints them."""
-    (arguments,) = (x for _, x in TABLES if "mnist-200" in x)
+    """The rows of the headline's tables, as their commands print them."""
     monkeypatch.chdir(ROOT)
-    table.main(shlex.split(arguments))
-    return {name: row for name, (row,) in rows_of(capsys.readouterr().out).items()}
+    found = {}
+    for name in ("controls", "defaults"):
+        (arguments,) = (x for _, x in TABLES if f"{name}.jsonl" in x)
+        table.main(shlex.split(arguments))
+        printed = rows_of(capsys.readouterr().out)
+        found[name] = {row: cells for row, (cells,) in printed.items()}
+    return found
 
 
 def test_the_table_of_the_readme_is_that_of_the_records(measured):
     text = README.split("<!-- table: mnist-200 -->")[1].split("<!--")[0]
     rows = rows_of(text)
     assert len(rows) >= 8
+    searched, default = measured["controls"], measured["defaults"]
     for name, (cells,) in rows.items():
         if name not in ("training", "---"):
-            _, clean, _, near, _, far, _ = measured[NAMES.get(name, name)]
-            assert cells == [x.split()[0] for x in (clean, near, far)], name
-    seeds = measured["random flow"][0]
-    assert f"mean over {seeds} seeds" in README
+            row = NAMES.get(name, name)
+            _, clean, _, near, _, far, _ = searched[row]
+            told = [clean, near, far, default[row][1], default[row][3]]
+            assert cells == [x.split()[0] for x in told], name
+    seeds = {name: {row[0] for row in rows.values()} for name, rows in measured.items()}
+    assert seeds == {
+        "controls": {"seeds", "20", "---"},
+        "defaults": {"seeds", "10", "---"},
+    }
+    assert "mean over 20 seeds" in README and "10 seeds. *Worst*" in README
 
 
 def test_the_gains_of_the_readme_are_those_of_the_records(measured):
     helps = next(line for line in README.splitlines() if "**helps**" in line)
-    for row in ("adversarial flow, reused", "adversarial flow, three steps"):
-        difference = measured[row][4]
-        assert difference.endswith("*")
-        assert difference.split()[0] in helps, row
-    clean = [measured[x][2] for x in measured if x.startswith("adversarial flow")]
+    told = [
+        ("controls", "adversarial flow, reused", 4),
+        ("controls", "adversarial flow, three steps", 4),
+        ("defaults", "adversarial flow, reused", 2),
+        ("defaults", "adversarial flow, reused", 4),
+    ]
+    for name, row, place in told:
+        difference = measured[name][row][place]
+        t = float(re.search(r"\(t (.*)\)", difference)[1])
+        assert t > 5 and difference.split()[0] in helps, (name, row)
+    rows = measured["controls"]
+    clean = [rows[x][2] for x in rows if x.startswith("adversarial flow")]
     assert all(abs(float(x.split()[0])) < 0.005 and "*" not in x for x in clean)
 
 
