@@ -226,3 +226,18 @@ def test_public_functions_have_type_hints_and_docstrings():
             assert set(inspect.signature(value).parameters) <= set(hints), name
             for section in ("Args:", "Returns:", "Raises:", "Reference:"):
                 assert section in value.__doc__, f"{name}: {section}"
+
+
+def test_public_names_have_a_page_with_an_example():
+    page = (PACKAGE.parent / "docs/reference/index.md").read_text().split()
+    inside = [
+        f"{module}.{name}"
+        for module, kind in (("datasets", "load_"), ("visualization", "plot_"))
+        for name in vars(getattr(ksa, module))
+        if name.startswith(kind)
+    ]
+    assert len(inside) == 7
+    for name in [*(set(NAMES) - {"datasets", "visualization"}), *inside]:
+        assert name in page, name
+        assert "Example:" in resolve(name).__doc__, name
+        assert ">>>" in resolve(name).__doc__, name

@@ -142,10 +142,14 @@ def test_the_other_numbers_of_the_readme_are_those_of_the_records():
     def shown(row, place):
         return rows[row][0][place].split()[0].lstrip("0")[:3]
 
-    (clean, *_), text = rows["0"], " ".join(README.split())
+    (clean, colours), text = rows["0"], " ".join(README.split())
+    assert clean[0] == colours[0]
     assert f"{clean[0].split()[0].lstrip('0')[:3]} right" in text
     flow = f"leave {shown('1', 0)}, adversarial ones {shown('1', 2)};"
     assert flow in text
+    recoloring = rows["0.01"][0]
+    told = [f"{float(recoloring[i].split()[0]):.2f}".lstrip("0") for i in (0, 2)]
+    assert f"of .01 leave {told[0]} and {told[1]} (" in text
     solve = rows_of(record("solve_and_warp.txt"))["224x224 x 32"]
     milliseconds = next(cells[1] for cells in solve if cells[0] == "dct")
     assert f"{float(milliseconds.split()[0]):.0f} ms for 32 photographs" in text
