@@ -59,6 +59,21 @@ def test_the_audit_of_photographs_is_that_of_the_record():
         assert printed in (ROOT / "docs/evidence.md").read_text()
 
 
+def test_the_table_of_attacks_is_that_of_the_record():
+    page = (ROOT / "docs/evidence.md").read_text()
+    part = page.split("## How strong the ten steps")[1].split("- **Rotations")[0]
+    told = rows_of(part)
+    for name, pair in rows_of(record("attack_strength.txt")).items():
+        if name in ("attack", "---"):
+            continue
+        near, far = pair
+        ((*losses, passes, times),) = told[name]
+        assert losses == [row[i] for row in (near, far) for i in (1, 4, 5)], name
+        for cell, place in ((passes, 6), (times, 7)):
+            both = [near[place], far[place]]
+            assert cell == ", ".join(dict.fromkeys(both)), name
+
+
 def test_the_table_of_audits_is_that_of_the_record():
     table = [x for x in record("audit_time.txt").splitlines() if x.startswith("|")]
     assert len(table) == 4
