@@ -66,7 +66,6 @@ def by_steps(
         smoothness: as in `AdversarialFlow`.
     """
     audit = Audit(
-        attacked.model,
         ksa.AdversarialFlow(smoothness=smoothness),
         strengths=(limit,),
         steps=steps,
@@ -76,9 +75,9 @@ def by_steps(
         batch_size=batch or len(attacked.y),
         seed=0,
     )
-    audit.run(attacked.x[:batch], attacked.y[:batch])  # compiles
+    audit.run(attacked.model, attacked.x[:batch], attacked.y[:batch])  # compiles
     begin = time.perf_counter()
-    report = audit.run(attacked.x, attacked.y)
+    report = audit.run(attacked.model, attacked.x, attacked.y)
     seconds = time.perf_counter() - begin
     images, roughness = attacked.warped(report.fields), roughness_of(report.fields)
     return attacked.found(images, roughness, restarts * (steps + 1), seconds)

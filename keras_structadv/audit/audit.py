@@ -8,7 +8,8 @@ import numpy as np
 from keras import ops
 
 from keras_structadv.audit.attack import Attack
-from keras_structadv.audit.data import Padded, batches_of, number_of_images
+from keras_structadv.audit.data import Padded, as_array, batches_of, number_of_images
+from keras_structadv.audit.metrics import check_metric
 from keras_structadv.audit.report import RobustnessReport
 from keras_structadv.audit.tally import Tally
 from keras_structadv.checks import check_count
@@ -32,10 +33,9 @@ _PLAIN = (str, int, float, bool, type(None))
 
 
 class Audit:
-    """An attack that can be run again, compiled once.
+    """An attack that can be run again, compiled once for a model.
 
     Args:
-        model: the model; each run reads its weights anew.
         perturbation: as in `evaluate_robustness`.
         strengths: as in `evaluate_robustness`.
         steps: as in `evaluate_robustness`.
@@ -48,7 +48,6 @@ class Audit:
 
     def __init__(
         self,
-        model: keras.Model,
         perturbation: StructuredAdversary | None,
         *,
         strengths: Sequence[float],
@@ -59,8 +58,9 @@ class Audit:
         batch_size: int,
         seed: int,
     ):
-        self.layer = attacking(perturbation, seed)
-        self.strengths = _ascending(strengths)
+        self._seed = check_count("seed", seed, least=0)
+        self.layer = _attacking(perturbation, self._seed)
+        self.strengths = ascending(strengths)
         if not self.layer.moves_pixels and self.strengths[-1] > 1:
             raise ValueError(
                 f"Received strengths={strengths!r}. Those of recolourings are fractions"
@@ -69,9 +69,9 @@ class Audit:
         self._restarts = check_count("restarts", restarts)
         self._random = check_count("random", random, least=0)
         self._batch_size = check_count("batch_size", batch_size)
-        self._seed = seed
-        self._metric = getattr(metric, "__name__", None if metric is None else "custom")
-        self._attack = Attack(model, self.layer, metric)
+        self._metric = check_metric(metric)
+        unnamed = None if metric is None else "custom"
+        self._metric_name = getattr(metric, "__name__", unnamed)
         share = self.layer.step_size
         # A prefix of those of more steps: more steps are never weaker.
         self._shares = [
@@ -79,33 +79,41 @@ class Audit:
             for number in range(1, check_count("steps", steps) + 1)
         ]
 
-    def attacks(self, model: keras.Model) -> bool:
-        """Returns whether this is the attack on a model, with its present loss."""
-        own = self._attack
-        return own.model is model and own.loss is getattr(model, "loss", None)
+        self._kept: Attack | None = None
+
+    def _attack_on(self, model: keras.Model) -> Attack:
+        """Returns the attack on a model, an earlier one if it is of this loss too."""
+        kept, loss = self._kept, getattr(model, "loss", None)
+        if kept is None or kept.model is not model or kept.loss is not loss:
+            kept = self._kept = Attack(model, self.layer, self._metric)
+        return kept
 
     def run(
-        self, x: Any, y: Any, verbose: int = 0, kept_bytes: int | None = None
+        self,
+        model: keras.Model,
+        x: Any,
+        y: Any,
+        verbose: int = 0,
+        kept_bytes: int | None = None,
     ) -> RobustnessReport:
         """Attacks all images and returns the report.
 
         Args:
+            model: the model; each run reads its weights anew.
             x: as in `evaluate_robustness`.
             y: as in `evaluate_robustness`.
             verbose: as in `evaluate_robustness`.
             kept_bytes: how much memory the images and fields of the report may take;
                 `None` for 256 MiB.
         """
-        inputs = getattr(self._attack.model, "inputs", None)
+        attack = self._attack_on(model)
+        inputs = getattr(model, "inputs", None)
         if isinstance(x, (list, tuple)) and inputs and len(inputs) != len(x):
             raise ValueError(
                 f"Received x of {len(x)} entries for a model with {len(inputs)} "
                 "input(s). Pass the images as one array, and the labels as y."
             )
-        if isinstance(y, (list, tuple)) and not any(
-            hasattr(leaf, "shape") for leaf in keras.tree.flatten(y)
-        ):
-            y = np.asarray(y)
+        y = as_array(y)
         total = number_of_images(x, y)
         size = self._batch_size if total is None else min(self._batch_size, total)
         bar = keras.utils.Progbar(total, unit_name="image") if verbose else None
@@ -113,10 +121,11 @@ class Audit:
         done, flat, labeled = 0, 0, True
         room = KEPT_BYTES if kept_bytes is None else kept_bytes
         for batch in batches_of(x, y, size):
-            part = self._attacked(batch, done).first(batch.valid, room)
+            tally = self._attacked(attack, batch, done)
+            part = tally.first(batch.valid, room)
             labeled = labeled and batch.y is not None
-            if self._attack.flat is not None:
-                flat += int(np.sum(self._attack.flat[: batch.valid]))
+            if attack.flat is not None:
+                flat += int(np.sum(attack.flat[: batch.valid]))
             room -= part["images"].nbytes + part["fields"].nbytes
             parts.append(part)
             done += batch.valid
@@ -130,18 +139,18 @@ class Audit:
         if bar is not None and total is None:
             bar.update(done, finalize=True)
         found = {"labeled": labeled, "flat": flat / done}
-        settings = self._settings() | found
-        self._attack.end()
+        settings = self._settings(attack) | found
+        attack.end()
         return RobustnessReport.of(parts, self.strengths, settings)
 
-    def _attacked(self, batch: Padded, before: int) -> Tally:
+    def _attacked(self, attack: Attack, batch: Padded, before: int) -> Tally:
         """Makes all attempts on a batch.
 
         Args:
+            attack: the attack on the model.
             batch: the batch.
             before: number of images before it.
         """
-        attack = self._attack
         # The draws of an image are its own, whatever the size of the batches.
         own = before + np.arange(len(keras.tree.flatten(batch.x)[0])) % batch.valid
         clean = attack.begin(batch.x, batch.y, self._streams(own, _TARGETS))
@@ -154,8 +163,8 @@ class Audit:
                     streams = self._streams(own, start) if start else first
                     sizes = [draw.random(dtype="float32") for draw in streams]
                     codes = _normal(streams, length)
-                    if tally.is_lost():
-                        continue
+                    if tally.fields is not None and tally.is_lost():
+                        continue  # the first attempt gives the fields their shape
                     for attempt in attack.steepest(
                         codes, np.array(sizes), strength, self._shares
                     ):
@@ -184,22 +193,17 @@ class Audit:
             for number in own.tolist()
         ]
 
-    def _resolved(self) -> dict[str, float]:
-        """Returns the arguments whose default goes with the size of the images."""
-        height, width = self._attack.images.shape[1:3]
-        if self.layer.moves_pixels:
-            smoothness = self.layer.arguments()["smoothness"]
-            return {"smoothness": smoothness_of(smoothness, height, width)}
-        damping = self.layer.arguments()["damping"]
-        return {"damping": damping_of(damping, height, width)}
-
-    def _settings(self) -> dict:
-        layer = self.layer
+    def _settings(self, attack: Attack) -> dict:
+        layer, size = self.layer, attack.images.shape[1:3]
+        arguments = layer.arguments()
+        for name, default in (("smoothness", smoothness_of), ("damping", damping_of)):
+            if name in arguments:  # whose default goes with the size of the images
+                arguments[name] = default(arguments[name], *size)
         return {
             "perturbation": type(layer).__name__,
             "arguments": {
                 key: value if isinstance(value, _PLAIN) else repr(value)
-                for key, value in (layer.arguments() | self._resolved()).items()
+                for key, value in arguments.items()
                 if key not in _OVERRIDDEN
             },
             "strength": layer.strength_name,
@@ -209,8 +213,8 @@ class Audit:
             "restarts": self._restarts,
             "random": self._random,
             "seed": self._seed,
-            "metric": self._metric,
-            "classes": self._attack.classes,
+            "metric": self._metric_name,
+            "classes": attack.classes,
             "backend": keras.backend.backend(),
             "keras": keras.__version__,
         }
@@ -221,7 +225,7 @@ def _normal(streams: list[np.random.Generator], length: int) -> np.ndarray:
     return np.stack([draw.standard_normal(length, "float32") for draw in streams])
 
 
-def attacking(perturbation: Any, seed: int) -> StructuredAdversary:
+def _attacking(perturbation: Any, seed: int) -> StructuredAdversary:
     """Returns an unbound layer with the arguments that shape the fields."""
     given = AdversarialFlow(seed=seed) if perturbation is None else perturbation
     if not isinstance(given, StructuredAdversary):
@@ -245,7 +249,12 @@ def attacking(perturbation: Any, seed: int) -> StructuredAdversary:
     return type(given)(**arguments)
 
 
-def _ascending(strengths: Any) -> list[float]:
+def ascending(strengths: Any) -> list[float]:
+    """Returns budgets as floats.
+
+    Raises:
+        ValueError: if they are no ascending numbers >= 0.
+    """
     numeric = np.asarray(strengths)
     real = numeric.ndim == 1 and numeric.size > 0 and numeric.dtype.kind in "fiu"
     if not (

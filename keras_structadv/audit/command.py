@@ -10,6 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_structadv.audit.audit import ascending
 from keras_structadv.audit.evaluate import evaluate_robustness
 from keras_structadv.audit.pictures import CommandError, pictures, some_of
 from keras_structadv.audit.report import RobustnessReport
@@ -54,9 +55,10 @@ def main(arguments: list[str] | None = None) -> int:
     """
     parser = _parser()
     options = parser.parse_args(arguments)
-    strengths = options.strengths or _STRENGTHS[options.perturbation]
-    if any(a >= b for a, b in zip(strengths, strengths[1:])):
-        parser.error(f"--strengths {strengths}: pass them in ascending order")
+    try:
+        strengths = ascending(options.strengths or _STRENGTHS[options.perturbation])
+    except ValueError as error:
+        parser.error(str(error))
     try:
         if importlib.util.find_spec("matplotlib") is None:
             raise CommandError("Matplotlib is missing: pip install matplotlib pillow.")

@@ -24,6 +24,15 @@ class Padded(NamedTuple):
     valid: int
 
 
+def as_array(labels: Any) -> Any:
+    """Returns lists of numbers as an array, and all else as it is."""
+    leaves = keras.tree.flatten(labels)
+    listed = isinstance(labels, (list, tuple))
+    if listed and not any(hasattr(leaf, "shape") for leaf in leaves):
+        return np.asarray(labels)
+    return labels
+
+
 def number_of_images(x: Any, y: Any) -> int | None:
     """Returns the number of images, `None` if only reading them all would tell.
 

@@ -106,7 +106,6 @@ def evaluate_robustness(
     seed = int(np.random.default_rng().integers(2**31)) if seed is None else seed
     check_count("random", random)
     audit = Audit(
-        model,
         perturbation,
         strengths=strengths,
         steps=steps,
@@ -114,10 +113,10 @@ def evaluate_robustness(
         random=random,
         metric=metric,
         batch_size=batch_size,
-        seed=check_count("seed", seed, least=0),
+        seed=seed,
     )
     begin = time.perf_counter()
-    report = audit.run(x, y, verbose=verbose)
+    report = audit.run(model, x, y, verbose=verbose)
     report.settings["seconds"] = round(time.perf_counter() - begin, 1)
     _warn_of(report)
     return report

@@ -10,6 +10,22 @@ from keras_structadv.gradients.labels import are_vectors, most_likely
 from keras_structadv.gradients.loss import PerImageLoss, only_entry, per_image_loss
 
 
+def check_metric(metric: Any) -> Callable | None:
+    """Returns a metric as it is.
+
+    Raises:
+        ValueError: unless it is a function or `None`.
+    """
+    if isinstance(metric, keras.metrics.Metric) or not (
+        metric is None or callable(metric)
+    ):
+        raise ValueError(
+            f"Received metric={metric!r}. Pass a function (labels, predictions) -> one "
+            "score in [0, 1] for each image, such as keras.metrics.binary_accuracy."
+        )
+    return metric
+
+
 def metric_for(
     metric: Callable | None, model: keras.Model, loss: Any
 ) -> Callable[[Any, Any], Any]:
@@ -20,17 +36,7 @@ def metric_for(
             image, or for each of its pixels; `None` for the accuracy.
         model: the model, for its compiled loss.
         loss: overrides the model's own.
-
-    Raises:
-        ValueError: if the metric is no function of this kind.
     """
-    if isinstance(metric, keras.metrics.Metric) or not (
-        metric is None or callable(metric)
-    ):
-        raise ValueError(
-            f"Received metric={metric!r}. Pass a function (labels, predictions) -> one "
-            "score in [0, 1] for each image, such as keras.metrics.binary_accuracy."
-        )
 
     def score(labels: Any, predictions: Any) -> Any:
         if metric is None:
@@ -46,12 +52,13 @@ def metric_for(
         several = isinstance(predictions, (list, tuple, dict))
         first = tuple(keras.tree.flatten(predictions)[0].shape)
         shape = tuple(scores.shape)
-        fits = [
-            (*first[:rank], *end)
-            for rank in range(1, len(first) + 1)
-            for end in ((), (1,))
-        ]
-        if shape not in fits and not (several and shape[:1] == first[:1]):
+        # (batch, 1) is (batch,). Of several outputs only the batch is known.
+        bare = shape[:-1] if len(shape) > 1 and shape[-1] == 1 else shape
+        if (
+            not shape
+            or first[:1] != shape[:1]
+            or not (several or first[: len(bare)] == bare)
+        ):
             raise ValueError(
                 f"The metric returned an array of shape {shape} for predictions of "
                 f"shape {first}. Return one score for each image, or for each of "
@@ -74,12 +81,7 @@ def answers_of(predictions: Any, model: keras.Model, loss: Any) -> Any:
     if not isinstance(predictions, (list, tuple, dict)):
         one = per_image_loss(model, loss)
         if _has_one_answer(predictions, one):
-            return ops.cast(
-                ops.argmax(predictions, axis=-1)
-                if predictions.shape[-1] > 1
-                else most_likely(predictions, one)[:, 0],
-                "int32",
-            )
+            return _answer(predictions, one)
     first = keras.tree.flatten(predictions)[0]
     return ops.full(ops.shape(first)[:1], -1, "int32")
 
@@ -134,11 +136,10 @@ def _is_right(labels: Any, predictions: Any, model: keras.Model, loss: Any) -> A
             "answer for an image. Pass metric=function, (labels, predictions) -> one "
             "score in [0, 1] for each image."
         )
-    right = most_likely(predictions, one)
     if are_vectors(labels, predictions):
         labels = ops.argmax(labels, axis=-1)
     labels = ops.reshape(ops.cast(labels, "int32"), (-1,))
-    right = labels == ops.reshape(ops.cast(right, "int32"), (-1,))
+    right = labels == _answer(predictions, one)
     finite = ops.all(ops.isfinite(predictions), axis=-1)
     return ops.cast(ops.logical_and(right, finite), "float32")
 
@@ -147,3 +148,7 @@ def _has_one_answer(predictions: Any, one: PerImageLoss) -> bool:
     if len(predictions.shape) != 2:
         return False
     return one.takes_classes if predictions.shape[-1] > 1 else one.is_binary
+
+
+def _answer(predictions: Any, one: PerImageLoss) -> Any:
+    return ops.reshape(ops.cast(most_likely(predictions, one), "int32"), (-1,))

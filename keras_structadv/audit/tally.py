@@ -81,7 +81,9 @@ class Tally:
             kept_bytes: how much memory their pictures and fields may take. Those of the
                 images that come last are left out.
         """
-        fields = np.zeros((count, 0), "float32") if self.fields is None else self.fields
+        fields = self.fields
+        if fields is None:  # no attempt was made
+            fields = np.zeros((count, 0, 0, 0), "float32")
         pictures = {"images": self.images[:count], "fields": fields[:count]}
         size = sum(x.nbytes for x in pictures.values())
         kept = count if size <= kept_bytes else max(0, count * kept_bytes // size)

@@ -1,15 +1,13 @@
 """The worst case as a metric of each epoch."""
 
-import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
-import numpy as np
 
-from keras_structadv.audit.audit import Audit, attacking
-from keras_structadv.audit.data import number_of_images
-from keras_structadv.checks import check_count, check_number
+from keras_structadv.audit.audit import Audit
+from keras_structadv.audit.data import as_array, number_of_images
+from keras_structadv.checks import check_number
 from keras_structadv.layers.base import StructuredAdversary
 
 
@@ -66,7 +64,8 @@ class WorstCaseAccuracy(keras.callbacks.Callback):
         name: str = "val_worst_case_accuracy",
     ):
         super().__init__()
-        if isinstance(x, (np.ndarray, list, tuple)) and y is None:
+        y = as_array(y)
+        if number_of_images(x, y) is not None and y is None:
             raise ValueError(
                 "Received no labels. Pass x and y, or a data set that holds both."
             )
@@ -75,32 +74,24 @@ class WorstCaseAccuracy(keras.callbacks.Callback):
                 "Received a generator, which one epoch would use up. Pass arrays or a "
                 "data set."
             )
-        number_of_images(x, y)
         check_number("strength", strength, positive=True)
         self.name = name
         self._data = (x, y)
-        self._make = functools.partial(
-            Audit,
-            perturbation=attacking(perturbation, check_count("seed", seed, least=0)),
+        self._audit = Audit(
+            perturbation,
             strengths=(strength,),
-            steps=check_count("steps", steps),
-            restarts=check_count("restarts", restarts),
+            steps=steps,
+            restarts=restarts,
             random=0,
             metric=metric,
-            batch_size=check_count("batch_size", batch_size),
+            batch_size=batch_size,
             seed=seed,
         )
-        self._audit: Audit | None = None
-
-    def on_train_begin(self, logs: dict | None = None) -> None:
-        """Makes the attack on the model, unless an earlier `fit` made it."""
-        if self._audit is None or not self._audit.attacks(self.model):
-            self._audit = self._make(self.model)
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         """Attacks the images and logs the accuracy."""
-        if self._audit is not None and logs is not None:
-            report = self._audit.run(*self._data, kept_bytes=0)
+        if logs is not None:
+            report = self._audit.run(self.model, *self._data, kept_bytes=0)
             if not report.settings["labeled"]:
                 raise ValueError(
                     "WorstCaseAccuracy received data without labels. Pass batches "

@@ -106,6 +106,12 @@ def test_restarts_and_more_random_fields_only_add_attempts(case):
     np.testing.assert_array_equal(more_random.adversarial, once.adversarial)
 
 
+def test_strength_zero_alone_is_saved_and_loaded(case, tmp_path):
+    report = evaluate(*case, strengths=(0,))
+    report.save(tmp_path)
+    assert ksa.RobustnessReport.load(tmp_path).table() == report.table()
+
+
 def test_at_strength_zero_all_are_the_clean_accuracy(case):
     report = evaluate(*case)
     for name in ("random_mean", "random_worst", "adversarial", "worst"):

@@ -87,6 +87,7 @@ def test_arguments_are_checked_before_training(case):
         ({"seed": "a"}, "seed='a'"),
         ({"restarts": 0}, "restarts=0"),
         ({"batch_size": 0}, "batch_size=0"),
+        ({"metric": "accuracy"}, "metric='accuracy'"),
         ({"y": y[:5]}, r"lengths \[5, 40\]"),
         ({"y": None}, "no labels"),
         ({"x": (x for _ in range(2)), "y": None}, "a generator"),
@@ -134,3 +135,17 @@ class Unlabeled(keras.utils.PyDataset):
 
     def __getitem__(self, place):
         return (self.x,)
+
+
+def test_lists_of_labels_and_batches_that_are_all_wrong(case):
+    model, x, y = case
+    model.optimizer.learning_rate = 0.0
+    y[:8] = 1 - y[:8]  # the first batch needs no attack
+    y = y.tolist()
+    worst = ksa.WorstCaseAccuracy(x, y, strength=2.0, steps=1, batch_size=8)
+    history = model.fit(x, np.array(y), verbose=0, callbacks=[worst]).history
+    report = ksa.evaluate_robustness(
+        model, x, y, strengths=(2.0,), steps=1, random=1, seed=0, verbose=0
+    )
+    assert history["val_worst_case_accuracy"] == [report.adversarial[0]]
+    assert 0 < report.adversarial[0] and not report.clean[:8].any()
