@@ -9,10 +9,9 @@ colours.
 
 import argparse
 import functools
-import os
 
 from experiments.cells import load_cells
-from experiments.runs import run_all, train
+from experiments.runs import run_all, train, workers
 from experiments.table import NAMES, mean_and_error
 
 ADVERSARIES = ("colour-jitter", "random-recoloring", "recoloring", "recoloring-reused")
@@ -42,9 +41,7 @@ def main(arguments: list[str] | None = None) -> None:
         magnitudes, seeds = MAGNITUDES[:1], range(1)
     jobs = [(r, m, s) for s in seeds for r in options.rows for m in magnitudes]
     smallest = functools.partial(measure, smoke=options.small)
-    one = {"workers": 1, "tasks": None}  # this process
-    workers = one if options.small else {"workers": os.cpu_count() or 1}
-    results = dict(run_all(jobs, smallest, **workers))
+    results = dict(run_all(jobs, smallest, **workers(options.small)))
     print("\n| augmentation | magnitude | same colours | unseen colours |")
     print("|---|---|---|---|")
     for row in options.rows:

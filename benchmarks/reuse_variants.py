@@ -1,14 +1,13 @@
 """Whether reused gradients get better by averaging, other sizes or random parts.
 
 Compares each variant with the plain form on digits with 200 training images. Seeds, and
-so splits, differ from those of the table in the README.
+so splits, differ from those of the tables in the documentation.
 
     python -m benchmarks.reuse_variants [--seeds 20] [--data digits] [--small]
 """
 
 import argparse
 import functools
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +16,7 @@ from keras import ops
 
 import keras_structadv as ksa
 from experiments.cells import Cell, load_cells
-from experiments.runs import run_all, train
+from experiments.runs import run_all, train, workers
 from experiments.table import comparison
 
 FIRST_SEED = 100
@@ -135,9 +134,7 @@ def main(arguments: list[str] | None = None) -> None:
     seeds = range(FIRST_SEED, FIRST_SEED + (1 if options.small else options.seeds))
     jobs = [(options.data, row, s) for s in seeds for row in rows]
     smallest = functools.partial(measure, smoke=options.small)
-    one = {"workers": 1, "tasks": None}  # this process
-    workers = one if options.small else {"workers": os.cpu_count() or 1}
-    results = dict(run_all(jobs, smallest, **workers))
+    results = dict(run_all(jobs, smallest, **workers(options.small)))
     accuracies = {
         (row,): {s: results[options.data, row, s] for s in seeds} for row in rows
     }

@@ -4,6 +4,7 @@ import concurrent.futures
 import dataclasses
 import functools
 import multiprocessing
+import os
 import pathlib
 import time
 from collections.abc import Callable, Iterable
@@ -262,6 +263,13 @@ def run_all(
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
+
+
+def workers(small: bool) -> dict[str, int | None]:
+    """Arguments of `run_all`: a process for each core, or this one for small jobs."""
+    if small:
+        return {"workers": 1, "tasks": None}
+    return {"workers": os.cpu_count() or 1}
 
 
 def _one_thread() -> None:
