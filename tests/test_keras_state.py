@@ -19,8 +19,7 @@ from keras_structadv.backends import keras_state
 from tests.models import Subclassed, numpy, small_model
 from tests.oldest import oldest
 
-TRIED = "3.9.0 3.9.2 3.10.0 3.11.0 3.11.3 3.12.0 3.12.4 3.13.0 3.13.2 3.14.0 3.14.1"
-TRIED = (*TRIED.split(), "3.15.0", "3.15.1")
+TRIED = ("3.9.0", "3.10.0", "3.11.3", "3.12.4", "3.13.2", "3.14.1", "3.15.1")
 ROOT = pathlib.Path(__file__).parents[1]
 IMAGES = np.zeros((2, 8, 8, 1), "float32")
 
@@ -82,10 +81,12 @@ def test_infers_shapes():
     with needs("`SymbolicScope.original_scope`"):
         inner(IMAGES)
         assert inner.answers == [False]
-        inner(keras.Input((8, 8, 1)))
-        assert inner.answers == [False, True]
+        inner.answers.clear()
+        inner(keras.Input((8, 8, 1)))  # JAX calls twice
+        assert inner.answers and all(inner.answers)
+        inner.answers.clear()
         inner(IMAGES)
-        assert inner.answers == [False, True, False]
+        assert inner.answers == [False]
 
 
 def test_current_values():
