@@ -20,7 +20,7 @@ def check_keras() -> None:
     try:
         is_inside_model()
         infers_shapes()
-        is_built(keras.Sequential())
+        is_built(_asker())
     except Exception as error:
         raise _changed(str(error)) from error
 
@@ -157,7 +157,7 @@ def forced_train_function(model: keras.Model) -> Callable:
         return model.train_function
 
 
-def is_built(model: keras.Model) -> bool:
+def is_built(model: keras.layers.Layer) -> bool:
     """Returns whether a model and all that is inside it have their variables.
 
     Keras has no public list of all layers, and `model.built` is true after
