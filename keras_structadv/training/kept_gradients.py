@@ -9,7 +9,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_structadv.backends import has_replicas
+from keras_structadv.backends import framework, strategy_scope
 from keras_structadv.layers.base import StructuredAdversary
 from keras_structadv.training.gradient_store import GradientStore
 
@@ -45,28 +45,24 @@ class KeptGradients:
         Empties it for another model; reads the backup of an interrupted run.
 
         Raises:
-            NotImplementedError: under a distribution strategy of TensorFlow.
+            NotImplementedError: where the devices do not share what they keep.
             ValueError: if a layer cannot reuse gradients.
         """
-        if has_replicas(model):
-            raise NotImplementedError(
-                "Gradients cannot be reused under a distribution strategy yet. Pass "
-                'gradient="fresh".'
-            )
+        framework().check_gathers(model)
         for layer in layers:
             check_reuse(layer)
         self._epochs = 0
         if self._model is not None and self._model() is not model:
             self.store.clear()
         self._model = weakref.ref(model)
-        self.store.restore()
-        if self.store.built:
-            return
-        # Where the size of the images is known, build the table before the step is
-        # traced: building it in the step would trace the step twice.
-        shape = getattr(model, "input_shape", None)
-        if isinstance(shape, tuple) and len(shape) == 4 and None not in shape[1:]:
-            self.build(ops.zeros((1, *shape[1:])), layers)
+        with strategy_scope(model):  # one table for each replica
+            self.store.restore()
+            # Where the size of the images is known, build the table before the step is
+            # traced: building it in the step would trace the step twice.
+            shape: Any = getattr(model, "input_shape", None)
+            known = isinstance(shape, tuple) and len(shape) == 4
+            if known and None not in shape[1:] and not self.store.built:
+                self.build(ops.zeros((1, *shape[1:])), layers)
 
     def build(self, images: Any, layers: Sequence[StructuredAdversary]) -> list[int]:
         """Builds the table for such images; returns the length of each layer's code.
