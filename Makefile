@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: demo test lint docs bench clean
+.PHONY: demo test test-oldest lint docs bench clean
 
 # The stamp is made again when the dependencies change, not when the code does: the
 # package is installed in place.
@@ -16,13 +16,24 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 demo: .venv/installed
 	$(BIN)/python -m benchmarks.demo --picture demo.png
 
-PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+PYTEST = $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 # Everything on TensorFlow; numerics and layers on JAX, and on PyTorch where it is there.
 test: .venv/installed
+test-oldest: .venv-oldest/installed
+test test-oldest:
 	$(PYTEST)
 	KERAS_BACKEND=jax $(PYTEST) tests
 	if $(BIN)/python -c 'import torch' 2> /dev/null; then KERAS_BACKEND=torch $(PYTEST) tests; fi
+
+# With the lower bounds of pyproject.toml. Python 3.13 has no TensorFlow that old.
+test-oldest: BIN := .venv-oldest/bin
+.venv-oldest/installed: pyproject.toml setup.py tests/oldest.py
+	$(PYTHON) -m venv --clear .venv-oldest
+	$(PYTHON) tests/oldest.py > .venv-oldest/constraints.txt
+	.venv-oldest/bin/python -m pip install --quiet --editable '.[dev]' \
+		--constraint .venv-oldest/constraints.txt
+	touch $@
 
 lint: .venv/installed
 	$(BIN)/ruff check .
@@ -42,5 +53,5 @@ bench: .venv/installed
 	$(BIN)/python -m benchmarks.step_overhead
 
 clean:
-	rm -rf .venv tests/parity/.venv build dist *.egg-info demo.png
+	rm -rf .venv .venv-oldest tests/parity/.venv build dist *.egg-info demo.png
 	rm -rf docs/_build docs/notebooks docs/reference/generated

@@ -108,7 +108,9 @@ def idct2(coefficients: Any, shape: tuple[int, int] | None = None) -> Any:
 
 @full_precision
 def _product(left: Any, planes: Any, right: Any) -> Any:
-    return ops.matmul(left, ops.matmul(planes, right))
+    # Not `matmul` from the right: oneDNN's of a batch and one matrix writes past its
+    # output in a TensorFlow graph. Keras 3.15 is the first to keep away from it.
+    return ops.matmul(left, ops.tensordot(planes, right, 1))
 
 
 def _constant(array: np.ndarray) -> np.ndarray:

@@ -34,6 +34,16 @@ def test_the_cached_matrix_cannot_be_changed():
         dct_matrix(4)[0, 0] = 1.0
 
 
+@pytest.mark.backends("tensorflow")
+def test_a_graph_without_xla_gives_the_same():
+    # There, oneDNN's product of a batch of planes and one matrix ends the process.
+    import tensorflow as tf
+
+    planes = np.random.default_rng(0).normal(size=(6, 1, 8, 8)).astype("float32")
+    np.testing.assert_allclose(tf.function(dct2)(planes), dct2(planes), atol=1e-5)
+    np.testing.assert_allclose(tf.function(idct2)(planes), idct2(planes), atol=1e-5)
+
+
 @pytest.mark.slow
 def test_512_pixels_need_less_than_one_gibibyte_above_the_images():
     # A process of its own: the peak of this one is from other tests.

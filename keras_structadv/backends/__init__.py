@@ -14,6 +14,7 @@ from keras_structadv.backends.current import (
     shared,
 )
 from keras_structadv.backends.keras_state import (
+    check_keras,
     compiled_loss_weights,
     current_values,
     has_replicas,
@@ -29,6 +30,7 @@ __all__ = [
     "AugmentedStep",
     "Framework",
     "WeightSnapshot",
+    "check_keras",
     "check_native",
     "compiled_loss_weights",
     "current_values",

@@ -1,4 +1,7 @@
-"""All uses of Keras beyond its public API. Each function gives its reason."""
+"""All uses of Keras beyond its public API. Each function gives its reason.
+
+`tests/test_keras_state.py` says with which versions of Keras each was tried.
+"""
 
 import contextlib
 import functools
@@ -9,6 +12,24 @@ import keras
 from keras import backend, ops
 
 from keras_structadv.backends.train_step import replaced
+
+
+@functools.cache
+def check_keras() -> None:
+    """Raises a `RuntimeError` if Keras has changed what layers and callbacks need."""
+    try:
+        is_inside_model()
+        infers_shapes()
+        is_built(_asker())
+    except Exception as error:
+        raise _changed(str(error)) from error
+
+
+def _changed(what: str) -> RuntimeError:
+    return RuntimeError(
+        f"Keras {keras.__version__} has changed what keras_structadv needs ({what}). "
+        "Install a version that it was tried with: keras>=3.9,<3.16."
+    )
 
 
 def is_inside_model() -> bool:
@@ -86,9 +107,12 @@ def compiled_loss_weights(model: keras.Model) -> Any:
     """Returns the `loss_weights` of a compiled model, `None` without any.
 
     Keras keeps them in a private attribute. The public `get_compile_config` fails where
-    a loss or a metric has no config.
+    a loss or a metric has no config; it serves where there is no such attribute.
     """
-    config = getattr(getattr(model, "_compile_config", None), "config", None)
+    try:
+        config = model._compile_config.config
+    except AttributeError:
+        config = model.get_compile_config()
     return (config or {}).get("loss_weights")
 
 
@@ -96,14 +120,20 @@ def compiled_loss_weights(model: keras.Model) -> Any:
 def one_more_state(model: keras.Model) -> Iterator[None]:
     """Adds a fifth entry to the state of a model's train step on JAX.
 
-    With a distribution, Keras compiles the step with the layouts of its four entries,
-    which a private method returns. JAX chooses the layout of the fifth.
+    With a distribution, Keras since 3.12 compiles the step with the layouts of its four
+    entries, which a private method returns. JAX chooses the layout of the fifth.
+
+    Raises:
+        RuntimeError: with a distribution, if a newer Keras has no such method.
     """
     name = "_get_state_sharding_spec"
     spec = getattr(model, name, None)
-    if spec is None or keras.distribution.distribution() is None:
+    before = tuple(map(int, keras.__version__.split(".")[:2])) < (3, 12)
+    if keras.distribution.distribution() is None or before:
         yield
         return
+    if spec is None:
+        raise _changed(f"no `Model.{name}`")
 
     def sharding() -> tuple:
         return (*spec(), None)
@@ -116,13 +146,18 @@ def forced_train_function(model: keras.Model) -> Callable:
     """Makes a new train function; the model keeps the one that it has.
 
     `make_train_function` returns nothing and writes to `model.train_function`.
+
+    Raises:
+        RuntimeError: if it wrote nothing there.
     """
     with replaced(model, "train_function", None):
         model.make_train_function(force=True)
+        if model.train_function is None:
+            raise _changed("`make_train_function` sets no `train_function`")
         return model.train_function
 
 
-def is_built(model: keras.Model) -> bool:
+def is_built(model: keras.layers.Layer) -> bool:
     """Returns whether a model and all that is inside it have their variables.
 
     Keras has no public list of all layers, and `model.built` is true after
@@ -135,11 +170,14 @@ def has_replicas(model: keras.Model) -> bool:
     """Returns whether a model trains under a TensorFlow distribution strategy.
 
     Each replica sees a part of the batch; on JAX a step sees the whole batch. Every
-    model on TensorFlow has a strategy; only the name of its class marks the default.
+    model on TensorFlow has a strategy; TensorFlow does not count its default.
     """
-    strategy = getattr(model, "distribute_strategy", None)
-    default = "_DefaultDistributionStrategy"
-    return strategy is not None and type(strategy).__name__ != default
+    if backend.backend() != "tensorflow":
+        return False
+    import tensorflow as tf
+
+    with strategy_scope(model):
+        return tf.distribute.has_strategy()
 
 
 def strategy_scope(model: keras.Model) -> contextlib.AbstractContextManager:
@@ -147,5 +185,6 @@ def strategy_scope(model: keras.Model) -> contextlib.AbstractContextManager:
 
     Keras does not document the attribute, which only models on TensorFlow have.
     """
-    strategy = getattr(model, "distribute_strategy", None)
-    return contextlib.nullcontext() if strategy is None else strategy.scope()
+    if backend.backend() != "tensorflow":
+        return contextlib.nullcontext()
+    return model.distribute_strategy.scope()

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_structadv.backends import current_values
+from keras_structadv.backends import check_keras, current_values
 
 _FEW = 8  # values of a channel
 
@@ -34,6 +34,7 @@ class Inference(keras.layers.Layer):
     def __init__(
         self, model: keras.Model, values: Any = (), batch_statistics: bool = False
     ):
+        check_keras()
         super().__init__(
             name="gradient_pass", dtype=model.dtype_policy, autocast=model.autocast
         )

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_structadv.backends import check_native
+from keras_structadv.backends import check_keras, check_native
 
 KEYS = ("images", "labels", "targets")
 ANNOTATIONS = ("segmentation_masks", "bounding_boxes", "keypoints")
@@ -24,6 +24,7 @@ class ImageLayer(keras.layers.Layer):
     """Whether the layer moves what is in the image, and so masks, boxes and points."""
 
     def __init__(self, **kwargs: Any):
+        check_keras()
         super().__init__(autocast=False, **kwargs)  # labels keep their dtype
         self.built = True
 

@@ -6,7 +6,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_structadv.backends import has_replicas, strategy_scope
+from keras_structadv.backends import check_keras, has_replicas, strategy_scope
 from keras_structadv.layers.base import StructuredAdversary, as_layers
 from keras_structadv.layers.binding import layers_inside
 from keras_structadv.training.fit import Fit
@@ -87,6 +87,7 @@ class AdversarialTraining(keras.callbacks.Callback):
         gradient: str | GradientStore = "fresh",
         schedule: Callable[[int], float] | None = None,
     ):
+        check_keras()
         super().__init__()
         self.inside = layer is None
         self.layers = () if layer is None else _checked_layers(layer)
