@@ -86,9 +86,7 @@ def check_fraction(name: str, value: Any) -> float:
     return float(value)
 
 
-def check_count(
-    name: str, value: Any, least: int = 1, most: float = math.inf
-) -> int:
+def check_count(name: str, value: Any, least: int = 1, most: float = math.inf) -> int:
     """Returns an integer argument as Python's `int`.
 
     Raises:

@@ -13,6 +13,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+# Images and weights are compressed less than that; a few bytes that fill the memory are
+# compressed a thousandfold.
+_MOST_COMPRESSED, _SMALL = 250, 2**28
 _KINDS = "biufU"  # of dtypes: numbers, booleans and text
 _HEADERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
@@ -95,6 +98,26 @@ def _is_alive(number: int) -> bool:
     except OSError:  # of another user
         pass
     return True
+
+
+def most_bytes(path: str | os.PathLike) -> int:
+    """Returns the bytes that the content of an archive may take in memory."""
+    return max(_SMALL, _MOST_COMPRESSED * os.path.getsize(path))
+
+
+def check_archive(path: str | os.PathLike) -> None:
+    """Compares all that a zip file holds with its checksums.
+
+    Raises:
+        ValueError: if something is damaged, or would fill the memory.
+    """
+    with zipfile.ZipFile(path) as archive:
+        total = sum(info.file_size for info in archive.infolist())
+        if total > most_bytes(path):
+            raise ValueError(f"it unpacks to {total} bytes")
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise ValueError(f"{damaged} in it is damaged")
 
 
 def read_arrays(

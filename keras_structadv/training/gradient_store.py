@@ -291,4 +291,3 @@ class GradientStore:
 def _older(path: pathlib.Path) -> pathlib.Path:
     """Returns the name of the backup of the epoch before, as Keras forms it."""
     return path.with_name(f"{path.name}.bkp")
-
