@@ -235,7 +235,7 @@ def shuffled(
 
     data = tf.data.Dataset.from_tensor_slices((x, y))
     data = data.shuffle(len(x), seed=seed, reshuffle_each_iteration=True)
-    for _ in range(done):
+    for _ in range(2 * done):  # `fit` makes two iterators an epoch, and uses one
         iter(data)  # draws an order
     if change is not None:
         # One after the other, so that the draws are those of the seed.

@@ -198,11 +198,11 @@ class LongBasis(Basis):
 
 class Train(Job):
     name = "experiments.train in one process"
-    share = 0.8
+    share = 0.9
     moments = ()
     arguments = (
         *("--config", "small/digits", "--seeds", "2", "--verbose", "0"),
-        *("--set", "adversary=flow-reused", "policy=none", "epochs=6", "attack={}"),
+        *("--set", "adversary=flow-reused", "policy=none", "epochs=3", "attack={}"),
         *("resumable=true", "flow.rate=0.5"),
     )
 
@@ -257,7 +257,7 @@ def same(one, other):
 
 class TrainInWorker(Train):
     name = "experiments.train with its worker"
-    share = 0.2
+    share = 0.1
     moments = ()
 
     def run(self, folder, ready):
