@@ -83,7 +83,7 @@ def append_record(path: pathlib.Path, record: dict) -> None:
     Several processes may append to one file. On a full disk the file stays as it is.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab+") as file:
+    with path.open("ab+", buffering=0) as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # until the file is closed
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - 1))
@@ -91,8 +91,9 @@ def append_record(path: pathlib.Path, record: dict) -> None:
         if file.read(1) not in (b"", b"\n"):  # after an incomplete line
             line = b"\n" + line
         try:
-            file.write(line)
-            file.flush()
+            left = memoryview(line)
+            while left:
+                left = left[file.write(left) :]
         except OSError:
             file.truncate(size)
             raise

@@ -157,7 +157,7 @@ def read_arrays(
                 check(arrays)
                 return {name: _array(archive, x) for name, x in infos.items()}
         except Exception as error:
-            raise ValueError(str(error) or type(error).__name__) from error
+            raise ValueError(str(error)) from error
 
 
 def _declared(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:

@@ -429,10 +429,10 @@ def wait_for(condition, seconds=240):
 def test_two_processes_lose_no_line(tmp_path):
     path, count = tmp_path / "results.jsonl", 200
     script = (
-        "import sys, pathlib; sys.modules['scipy.stats'] = sys.modules['scipy'] = sys;"
-        "from experiments.table import append_record;"
-        f"[append_record(pathlib.Path({str(path)!r}),"
-        f" {{'who': sys.argv[1], 'n': n, 'long': 'x' * 30000}}) for n in range({count})]"
+        "import pathlib, sys; from experiments.table import append_record\n"
+        f"for n in range({count}):\n"
+        f"    record = {{'who': sys.argv[1], 'n': n, 'long': 'x' * 30000}}\n"
+        f"    append_record(pathlib.Path({str(path)!r}), record)"
     )
     both = [subprocess.Popen([sys.executable, "-c", script, who]) for who in "ab"]
     assert [one.wait() for one in both] == [0, 0]

@@ -74,7 +74,10 @@ def _check(arrays: dict[str, np.ndarray]) -> None:
     places = arrays["keys"].shape[:1] if "keys" in arrays else ()
     expected = {
         "keys": ("float32", (*places, 4)),
-        "codes": ("float16", (*places, arrays.get("codes", np.zeros((1, 1))).shape[-1])),
+        "codes": (
+            "float16",
+            (*places, arrays.get("codes", np.zeros((1, 1))).shape[-1]),
+        ),
         "layout": (arrays.get("layout", np.array("")).dtype, ()),
         "epochs": ("int64", ()),
     }
