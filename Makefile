@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: demo test test-oldest lint docs bench clean
+.PHONY: demo test test-oldest faults lint docs bench clean
 
 # The stamp is made again when the dependencies change, not when the code does: the
 # package is installed in place.
@@ -34,6 +34,10 @@ test-oldest: BIN := .venv-oldest/bin
 	.venv-oldest/bin/python -m pip install --quiet --editable '.[dev]' \
 		--constraint .venv-oldest/constraints.txt
 	touch $@
+
+# Kills of whatever writes files, at random times; `test` has some at chosen moments.
+faults: .venv/installed
+	$(BIN)/python -m tests.faults.kills
 
 lint: .venv/installed
 	$(BIN)/ruff check .

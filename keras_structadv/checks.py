@@ -86,15 +86,18 @@ def check_fraction(name: str, value: Any) -> float:
     return float(value)
 
 
-def check_count(name: str, value: Any, least: int = 1) -> int:
+def check_count(name: str, value: Any, least: int = 1, most: float = math.inf) -> int:
     """Returns an integer argument as Python's `int`.
 
     Raises:
-        ValueError: if it is not an integer, or below `least`; booleans are rejected.
+        ValueError: if it is not an integer, or out of [least, most]; booleans are
+            rejected.
     """
     whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
     if not whole or value < least:
         raise ValueError(f"Received {name}={value!r}. Pass an integer >= {least}.")
+    if value > most:
+        raise ValueError(f"Received {name}={value}. Pass an integer <= {most}.")
     return int(value)
 
 

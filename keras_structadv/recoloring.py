@@ -21,6 +21,10 @@ from keras_structadv.solvers import project, recoloring_basis, solve_edge_preser
 MEAN_WEIGHT = 0.7
 """The `mean_weight` of the operator of a typical photograph at `coherence=1`."""
 
+# A configuration from elsewhere must not fill the memory or run for ever. No more
+# eigenvectors approximate anything; a solve of so many iterations does not converge.
+_MOST_RANK, _MOST_ITERATIONS = 1024, 10_000
+
 
 def adversarial_recoloring(
     images: Any,
@@ -236,8 +240,8 @@ def check_recoloring_arguments(
         advice = ", or None to scale each perturbation to `magnitude`"
         check_number("lam", lam, positive=True, advice=advice)
     if rank is not None:
-        check_count("rank", rank)
-    check_count("max_iterations", max_iterations)
+        check_count("rank", rank, most=_MOST_RANK)
+    check_count("max_iterations", max_iterations, most=_MOST_ITERATIONS)
     check_number("rtol", rtol)
 
 

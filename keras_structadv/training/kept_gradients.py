@@ -38,6 +38,7 @@ class KeptGradients:
         self.sizes: dict[StructuredAdversary, int] = {}
         self._model: weakref.ref | None = None
         self._epochs = 0
+        self._resumes = False
 
     def begin(self, model: keras.Model, layers: Sequence[StructuredAdversary]) -> None:
         """Prepares the store for the training of a model.
@@ -55,6 +56,7 @@ class KeptGradients:
         if self._model is not None and self._model() is not model:
             self.store.clear()
         self._model = weakref.ref(model)
+        self._resumes = True
         with strategy_scope(model):  # one table for each replica
             self.store.restore()
             # Where the size of the images is known, build the table before the step is
@@ -131,9 +133,15 @@ class KeptGradients:
                     stacklevel=4,
                 )
 
-    def end_epoch(self, hit_rate: Any) -> None:
+    def begin_epoch(self, epoch: int) -> None:
+        """Restores the table of an interrupted run, once the epoch is known."""
+        if self._resumes:
+            self._resumes = False
+            self.store.restore(epoch)
+
+    def end_epoch(self, epoch: int, hit_rate: Any) -> None:
         """Backs up the store; warns if its gradients are never found."""
-        self.store.back_up()
+        self.store.back_up(epoch + 1)
         self._epochs += 1
         if self._epochs == 2 and hit_rate < _FEW_HITS:
             warnings.warn(

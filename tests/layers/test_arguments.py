@@ -152,3 +152,35 @@ def test_masks_of_unknown_size_are_asked_for_their_shape(images):
     )
     with pytest.raises(ValueError, match="static shape.*ensure_shape"):
         masks(images, images[..., 0])
+
+
+@pytest.mark.parametrize(
+    "kind, changes",
+    [
+        (ksa.AdversarialFlow, {"steps": 10**9}),
+        (ksa.AdversarialRecoloring, {"steps": 1001}),
+        (ksa.AdversarialRecoloring, {"rank": 10**9}),
+        (ksa.RandomRecoloring, {"max_iterations": 10**9}),
+    ],
+)
+def test_a_configuration_that_never_ends_is_refused(kind, changes):
+    (name,) = changes
+    with pytest.raises(ValueError, match=f"{name}=.*Pass an integer <= "):
+        kind.from_config({**kind().get_config(), **changes})
+
+
+def test_a_configuration_runs_nothing(tmp_path):
+    config = ksa.AdversarialFlow().get_config()
+    made = tmp_path / "made"
+    for loss in (
+        {"module": "os", "class_name": "mkdir", "config": {"path": str(made)}},
+        {"module": "builtins", "class_name": "function", "config": "eval"},
+    ):
+        with pytest.raises((TypeError, ValueError)):
+            ksa.AdversarialFlow.from_config({**config, "loss": loss})
+    assert not made.exists()
+
+
+def test_a_store_beyond_int32_is_refused():
+    with pytest.raises(ValueError, match="capacity=10*. Pass an integer <= 1073741824"):
+        ksa.GradientStore(capacity=10**12)
