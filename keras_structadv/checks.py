@@ -11,21 +11,23 @@ LARGEST = 1e30
 """Larger numbers, or their squares, may overflow in float32."""
 
 
-def as_float32(name: str, x: Any) -> Any:
-    """Returns real numbers as a float32 tensor.
+def as_tensor(name: str, x: Any, dtype: str | None = None) -> Any:
+    """Returns real numbers as a tensor.
 
     Args:
         name: of the argument.
         x: an array, a tensor, or nested lists of numbers.
+        dtype: of the tensor; `None` for that of `x`.
 
     Raises:
         ValueError: if they are no real numbers.
     """
     try:
-        x = x if hasattr(x, "dtype") else np.asarray(x)
-        if "complex" in backend.standardize_dtype(x.dtype):
-            raise ValueError("complex numbers")
-        return ops.convert_to_tensor(x, "float32")
+        given = x if hasattr(x, "dtype") else np.asarray(x)
+        dtype_given = backend.standardize_dtype(given.dtype)
+        if dtype_given == "string" or dtype_given.startswith("complex"):
+            raise ValueError(f"their dtype is {dtype_given}")
+        return ops.convert_to_tensor(x, dtype)
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"Received {name} that are no real numbers ({error}). Pass a dense array "

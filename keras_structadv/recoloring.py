@@ -7,7 +7,7 @@ from keras import ops
 
 from keras_structadv.backends import kept_program
 from keras_structadv.checks import (
-    as_float32,
+    as_tensor,
     check_count,
     check_images,
     check_number,
@@ -84,8 +84,8 @@ def adversarial_recoloring(
     Reference: Luo, Mobahi, Bengio (2020), eq. 33, with the terms that make its operator
         invertible; see `EdgePreserving`.
     """
-    images = as_float32("images", images)
-    gradients = as_float32("gradients", gradients)
+    images = as_tensor("images", images, "float32")
+    gradients = as_tensor("gradients", gradients, "float32")
     check_images(images, gradients)
     check_recoloring_arguments(
         coherence, damping, edge_scale, lam, rank, rtol, max_iterations
@@ -151,7 +151,7 @@ def recoloring_from_basis(
         ValueError: if the shapes do not fit.
     """
     value_range = range_pair("value_range", value_range)
-    rhs, peak = normalized(as_float32("gradients", gradients))
+    rhs, peak = normalized(as_tensor("gradients", gradients, "float32"))
     return _limited(project(rhs, basis), peak, magnitude, lam, value_range)
 
 

@@ -66,7 +66,11 @@ def _numbers(x: Any) -> np.ndarray:
     """Returns float64, NaN for what is not a number."""
     try:
         given = np.asarray(x)
-        return given.astype("float64") if given.dtype.kind not in "USc" else np.array(np.nan)
+        return (
+            given.astype("float64")
+            if given.dtype.kind not in "USc"
+            else np.array(np.nan)
+        )
     except (TypeError, ValueError, OverflowError):
         return np.array(np.nan)
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 from hypothesis import strategies as st
-from keras import backend, ops
+from keras import backend
 
 import keras_structadv as ksa
 from keras_structadv.checks import range_pair
@@ -29,10 +29,15 @@ FLOW = {
     ),
     "max_displacement": (
         st.one_of(st.none(), v.numbers(0, 10), v.one_of(0, 1e30, 1e-30)),
-        v.one_of(-1, 1e39, "1", 1j, np.nan, np.inf, [1.0] * 11, np.ones((1, 1)), [-1.0]),
+        v.one_of(
+            -1, 1e39, "1", 1j, np.nan, np.inf, [1.0] * 11, np.ones((1, 1)), [-1.0]
+        ),
     ),
     "alpha": v.POSITIVE_OR_NONE,
-    "solver": (st.sampled_from(SOLVERS), v.one_of("DCT", "", None, 1, ("dct",), ["dct"])),
+    "solver": (
+        st.sampled_from(SOLVERS),
+        v.one_of("DCT", "", None, 1, ("dct",), ["dct"]),
+    ),
 }
 
 
@@ -88,9 +93,7 @@ def test_adversarial_flow(pair, arguments, many):
     longest = numpy(longest_displacement(flow.astype("float64")))
     assert (longest <= np.asarray(limit, "float64") * (1 + 1e-4)).all()
     if len(images) > 1 and images.dtype.kind == "f":
-        other = numpy(
-            ksa.adversarial_flow(with_nan(images, -1), gradients, **given)
-        )
+        other = numpy(ksa.adversarial_flow(with_nan(images, -1), gradients, **given))
         assert same_bits(other[:-1], flow[:-1])
         assert not other[-1].any()
 
@@ -121,18 +124,27 @@ def test_random_flow(images, arguments, seed, misshapen):
     assert same_bits(flow, numpy(ksa.random_flow(images, seed=seed, **given)))
 
 
-FORM = {  # few: each is compiled
-    "coherence": (v.one_of(0, 1.0), v.NUMBER[1]),
-    "damping": (v.one_of(None, 0.01), v.POSITIVE[1]),
-    "edge_scale": (v.one_of(0.05, 1e-30), v.POSITIVE[1]),
-    "rtol": (v.one_of(0.1, 0), v.NUMBER[1]),
-    "max_iterations": (v.one_of(1, 50), v.COUNT[1]),
-    "rank": (v.one_of(None, 2), v.COUNT_OR_NONE[1]),
+FORMS = v.one_of(  # few: each is compiled
+    {},
+    {"rank": 2},
+    {"coherence": 0, "max_iterations": 1, "rtol": 0},
+    {"coherence": 1e30, "damping": 1e-30, "edge_scale": 1e-30, "rtol": 1e30},
+    {"damping": 1e30, "edge_scale": 1e30, "max_iterations": 3},
+)
+WRONG_FORMS = {
+    "coherence": v.NUMBER[1],
+    "damping": v.POSITIVE[1],
+    "edge_scale": v.POSITIVE[1],
+    "rtol": v.NUMBER[1],
+    "max_iterations": v.COUNT[1],
+    "rank": v.COUNT_OR_NONE[1],
 }
 SIZE = {
     "magnitude": (
         st.one_of(v.numbers(0, 1), v.one_of(0, 1e-30, 10.0)),
-        v.one_of(-0.1, 1e39, "1", None, np.nan, np.inf, [0.1] * 11, np.ones((1, 1)), [-1.0]),
+        v.one_of(
+            -0.1, 1e39, "1", None, np.nan, np.inf, [0.1] * 11, np.ones((1, 1)), [-1.0]
+        ),
     ),
     "lam": v.POSITIVE_OR_NONE,
     "value_range": v.PAIR,
@@ -140,12 +152,20 @@ SIZE = {
 FEW_SHAPES = st.sampled_from([(0, 4, 4, 3), (1, 3, 1, 2), (3, 5, 4, 3), (9, 8, 8, 1)])
 
 
-@fuzz(0.1, pair=pairs(FEW_SHAPES), arguments=v.arguments(**FORM, **SIZE))
-def test_adversarial_recoloring(pair, arguments):
+@fuzz(
+    0.08,
+    pair=pairs(FEW_SHAPES),
+    form=FORMS,
+    wrong_form=v.arguments(**{k: (st.none(), x) for k, x in WRONG_FORMS.items()}),
+    arguments=v.arguments(**SIZE),
+)
+def test_adversarial_recoloring(pair, form, wrong_form, arguments):
     (images, gradients, misshapen), (given, wrong) = pair, arguments
     images, gradients = images.make(), gradients.make()
-    if "rank" in given and wrong is None:
-        given = {k: x for k, x in given.items() if k in (*SIZE, "rank")}
+    given = {**form, **given}
+    if wrong is None and wrong_form[1] is not None:
+        wrong = wrong_form[1]
+        given[wrong] = wrong_form[0][wrong]
     names = [x for x in (misshapen, wrong) if x]
     with unchanged(images, gradients, given), refuses(*names):
         changes = numpy(ksa.adversarial_recoloring(images, gradients, **given))
