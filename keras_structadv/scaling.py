@@ -66,11 +66,8 @@ def _numbers(x: Any) -> np.ndarray:
     """Returns float64, NaN for what is not a number."""
     try:
         given = np.asarray(x)
-        return (
-            given.astype("float64")
-            if given.dtype.kind not in "USc"
-            else np.array(np.nan)
-        )
+        real = given.dtype.kind not in "USc"  # no strings, no complex numbers
+        return given.astype("float64") if real else np.array(np.nan)
     except (TypeError, ValueError, OverflowError):
         return np.array(np.nan)
 

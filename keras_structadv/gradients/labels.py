@@ -57,12 +57,15 @@ def most_likely(predictions: Any, loss: PerImageLoss) -> Any:
         predictions.
 
     Raises:
-        ValueError: for one output with another loss than a binary cross-entropy.
+        ValueError: for one output with another loss than a binary cross-entropy, and
+            for the loss of a regression.
     """
-    if predictions.shape[-1] == 1 and not loss.is_binary:
+    classes = loss.takes_classes and predictions.shape[-1] > 1
+    if not (classes or loss.is_binary):
         raise ValueError(
             "Received no labels for a model with one output whose loss is not a binary "
-            "cross-entropy, so that no label is the most likely. Pass labels."
+            "cross-entropy, or for a regression, so that no label is the most likely. "
+            "Pass labels."
         )
     if loss.is_binary:
         return ops.cast(predictions > (0.0 if loss.from_logits else 0.5), "int32")

@@ -182,11 +182,11 @@ def _losses(loss: PerImageLoss, labels: Any, predictions: Any) -> Any:
     """Returns the loss of each image; its errors name the labels."""
     try:
         return loss(labels, predictions)
-    except (TypeError, ValueError) as error:
+    except Exception as error:  # each backend has its own
         raise ValueError(
             f"Received labels of shape {tuple(labels.shape)} for predictions of shape "
-            f"{tuple(predictions.shape)}, which the loss refuses ({error}). Pass labels "
-            "in the form that the loss takes."
+            f"{tuple(predictions.shape)}, for which the loss fails ({error}). Pass "
+            "labels in the form that the loss takes."
         ) from error
 
 

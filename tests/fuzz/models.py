@@ -74,12 +74,17 @@ def labels_for(kind, form, batch, seed):
         return (vectors if outputs > 1 else ids[:, None]), True
     if form == "none":
         return None, kind != "regression"
+    if kind == "regression" and form not in ("too few", "scalar", "text", "object"):
+        right = None  # broadcast, or refused by the backend
+        form = "float ids" if form in ("mixup", "all present") else form
+    else:
+        right = sparse or outputs == 1
     if form == "float ids":
-        return ids.astype("float32"), sparse or outputs == 1
+        return ids.astype("float32"), right
     if form == "column":
-        return ids[:, None].astype("uint8"), sparse or outputs == 1
+        return ids[:, None].astype("uint8"), right
     if form == "list":
-        return ids.tolist(), sparse or outputs == 1
+        return ids.tolist(), right
     if form == "mixup":
         mixed = 0.7 * vectors + 0.3 * vectors[::-1]
         return mixed, kind in ("one-hot", "multi-label")

@@ -39,7 +39,7 @@ def audit_of(kind, perturbation):
 
 
 @fuzz(
-    0.01,
+    0.004,
     kind=v.one_of("logits", "one-hot", "binary"),
     perturbation=v.one_of("flow", "flow", "recoloring"),
     count=st.just(BATCH) if backend.backend() == "jax" else st.integers(0, 9),
@@ -77,7 +77,7 @@ def test_audit(kind, perturbation, count, x, form):
 
 
 @fuzz(
-    0.015,
+    0.007,
     arguments=v.arguments(
         strengths=(
             st.just(STRENGTHS),

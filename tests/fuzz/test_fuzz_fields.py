@@ -64,7 +64,7 @@ def per_image(value, batch, many):
 
 
 @fuzz(
-    0.17,
+    0.19,
     pair=pairs(v.image_shapes()),
     arguments=v.arguments(**FLOW),
     many=st.booleans(),
@@ -99,7 +99,7 @@ def test_adversarial_flow(pair, arguments, many):
 
 
 @fuzz(
-    0.05,
+    0.07,
     images=v.image_shapes().flatmap(v.arrays),
     arguments=v.arguments(
         smoothness=FLOW["smoothness"],
@@ -189,7 +189,7 @@ def check_changes(changes, given):
 
 
 @fuzz(
-    0.05,
+    0.07,
     shape=v.image_shapes(),
     rank=st.integers(1, 3),
     seed=st.integers(0, 2**32 - 1),

@@ -70,11 +70,13 @@ def fits(draw):
     }
 
 
-@fuzz(0.01, case=fits())
+@fuzz(0.004, case=fits())
 def test_fit(case):
     model, layers, store, variables, initial = trained(case["mode"])
     for variable, value in zip(variables, initial):
         variable.assign(value)
+    if store != "fresh":
+        store.clear()
     x = case["x"].make()
     rng = np.random.default_rng(0)
     count = len(x) + (case["labels"] == "too few")
@@ -122,16 +124,17 @@ def test_fit(case):
             with refuses(*wrong):
                 history = fit()
     if wrong:
-        # A later `fit` ends the one that was interrupted.
-        for layer, binding in zip(layers, bindings):
-            assert layer.binding is binding or layer.binding.model is model
-        return
+        callback.on_train_end()  # as a later `fit` would do
     assert_plain(model)
     assert [layer.binding for layer in layers] == bindings
+    if wrong:
+        return
     for layer in layers:
         sizes = np.array(history[layer.measure_name])
-        most = 1.0 if layer.moves_pixels else 0.1
-        assert np.all((sizes >= 0) & (sizes <= most * (1 + 1e-3)))
+        if layer.moves_pixels:
+            assert np.all((sizes >= 0) & (sizes <= 1.0 + 1e-3))
+        elif case["x"].values == "unit" and case["x"].dtype == "float32":
+            assert np.all((sizes >= 0) & (sizes <= 0.1 + 1e-3))
     if store != "fresh":
         hits = np.array(history["gradient_hit_rate"])
         assert np.all((hits >= 0) & (hits <= 1))
@@ -143,7 +146,7 @@ def test_fit(case):
 
 
 @fuzz(
-    0.02,
+    0.015,
     arguments=v.arguments(
         layer=(
             v.one_of("flow", "both", None),

@@ -26,7 +26,7 @@ BATCHES = st.integers(0, 9) if backend.backend() != "jax" else v.one_of(0, 3)
 
 
 @fuzz(
-    0.05,
+    0.03,
     kind=st.sampled_from(list(LOSSES)),
     batch=BATCHES,
     x=v.arrays(SHAPE),

@@ -81,7 +81,7 @@ def constructors(draw):
     return kind, draw(v.arguments(**KINDS[kind], **COMMON))
 
 
-@fuzz(0.15, case=constructors(), unknown=v.one_of(*[None] * 9, "p", "gamma", "mask"))
+@fuzz(0.07, case=constructors(), unknown=v.one_of(*[None] * 9, "p", "gamma", "mask"))
 def test_arguments(case, unknown):
     kind, (given, wrong) = case
     extra = {} if unknown is None else {unknown: 1.0}
@@ -150,7 +150,7 @@ def calls(draw):
     return kind, arguments, structure, training, rank, images, form
 
 
-@fuzz(0.15, case=calls())
+@fuzz(0.07, case=calls())
 def test_calls(case):
     kind, arguments, structure, training, rank, images, form = case
     with warnings.catch_warnings():
@@ -245,7 +245,9 @@ def check_images(layer, out, images, acts):
             if layer.moves_pixels:
                 low, high = x.min(), x.max()
             slack = 1e-2 * max(abs(low), abs(high)) + 1e-37
-            assert np.isfinite(a).all() or max(abs(low), abs(high)) > 6e4
+            if "float16" == layer.compute_dtype and slack > 600:
+                continue  # float16 has no such numbers
+            assert np.isfinite(a).all()
             assert (a >= low - slack).all() and (a <= high + slack).all()
 
 
@@ -307,7 +309,7 @@ def ragged(count):
 
 
 @fuzz(
-    0.015,
+    0.008,
     batch=st.integers(1, 5) if backend.backend() != "jax" else st.just(3),
     size=v.one_of((6, 5), (1, 1), (12, 4)),
     keys=st.sets(st.sampled_from(list(GOOD))),

@@ -219,7 +219,7 @@ class Sequences(RuleBasedStateMachine):
         self.model.optimizer.build(self.model.trainable_variables)
 
 
-@pytest.mark.parametrize("block,count", blocks(0.003))
+@pytest.mark.parametrize("block,count", blocks(0.002))
 def test_sequences(block, count, record_property):
     Sequences.runs = Sequences.rules = 0
     machine = hypothesis.seed(seed_of("sequences", block))(Sequences)
