@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: demo test lint docs bench clean
+.PHONY: demo test fuzz lint docs bench clean
 
 # The stamp is made again when the dependencies change, not when the code does: the
 # package is installed in place.
@@ -23,6 +23,11 @@ test: .venv/installed
 	$(PYTEST)
 	KERAS_BACKEND=jax $(PYTEST) tests
 	if $(BIN)/python -c 'import torch' 2> /dev/null; then KERAS_BACKEND=torch $(PYTEST) tests; fi
+
+# Random input by the hundred thousand; `make test` runs the first few hundred cases.
+fuzz: export FUZZ_CASES ?= 100000
+fuzz: .venv/installed
+	$(PYTEST) tests/fuzz
 
 lint: .venv/installed
 	$(BIN)/ruff check .

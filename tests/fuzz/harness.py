@@ -3,7 +3,9 @@
 `FUZZ_CASES` is the number of cases of all tests together, `FUZZ_SEED` chooses them.
 """
 
+import contextlib
 import os
+import time
 import zlib
 
 import hypothesis
@@ -33,6 +35,17 @@ def blocks(share):
     return [(n, min(BLOCK, count - n * BLOCK)) for n in range(-(-count // BLOCK))]
 
 
+@contextlib.contextmanager
+def counted(record_property, cases):
+    """Records the cases of a block and its processor time, also of one that fails."""
+    begin = time.process_time()
+    try:
+        yield
+    finally:
+        record_property("cases", cases())
+        record_property("seconds", time.process_time() - begin)
+
+
 def fuzz(share, **strategies):
     """Runs a test on its share of the cases.
 
@@ -55,10 +68,8 @@ def fuzz(share, **strategies):
                 ran += 1
                 test(**arguments)
 
-            try:
+            with counted(record_property, lambda: ran):
                 cases()
-            finally:
-                record_property("cases", ran)
 
         run.__name__, run.__module__ = test.__name__, test.__module__
         return run

@@ -20,7 +20,7 @@ from hypothesis.stateful import (
 from keras import backend
 
 import keras_structadv as ksa
-from tests.fuzz.harness import SETTINGS, blocks, seed_of
+from tests.fuzz.harness import SETTINGS, blocks, counted, seed_of
 from tests.fuzz.invariants import numpy, same_bits, state_of, unchanged, untouched
 from tests.models import assert_plain
 from tests.training.test_stopping import Raise
@@ -224,7 +224,5 @@ def test_sequences(block, count, record_property):
     Sequences.runs = Sequences.rules = 0
     machine = hypothesis.seed(seed_of("sequences", block))(Sequences)
     chosen = settings(SETTINGS, max_examples=count, stateful_step_count=8)
-    try:
+    with counted(record_property, lambda: Sequences.runs):
         run_state_machine_as_test(machine, settings=chosen)
-    finally:
-        record_property("cases", Sequences.runs)
