@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, Phase, settings
 
 CASES = int(os.environ.get("FUZZ_CASES", 300))
 SEED = int(os.environ.get("FUZZ_SEED", 0))
+LEAST = 4
 BLOCK = 250  # cases of one test of pytest, so that several processes share the work
 
 SETTINGS = settings(
@@ -30,8 +31,8 @@ def seed_of(name, block):
 
 
 def blocks(share):
-    """Returns `(block, cases)` for a share of all cases."""
-    count = max(1, round(share * CASES))
+    """Returns `(block, cases)` for a share of all cases, of which the first is trivial."""
+    count = max(LEAST, round(share * CASES))
     return [(n, min(BLOCK, count - n * BLOCK)) for n in range(-(-count // BLOCK))]
 
 
