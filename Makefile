@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: demo test test-oldest faults lint docs bench clean
+.PHONY: demo test test-oldest fuzz faults lint docs bench clean
 
 # The stamp is made again when the dependencies change, not when the code does: the
 # package is installed in place.
@@ -38,6 +38,11 @@ test-oldest: BIN := .venv-oldest/bin
 # Kills of whatever writes files, at random times; `test` has some at chosen moments.
 faults: .venv/installed
 	$(BIN)/python -m tests.faults.kills
+
+# Random input by the hundred thousand; `make test` runs the first few hundred cases.
+fuzz: export FUZZ_CASES ?= 100000
+fuzz: .venv/installed
+	$(PYTEST) tests/fuzz
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -91,10 +91,8 @@ class AdversarialTraining(keras.callbacks.Callback):
         super().__init__()
         self.inside = layer is None
         self.layers = () if layer is None else _checked_layers(layer)
-        if not isinstance(gradient, GradientStore) and gradient not in (
-            "fresh",
-            "reuse",
-        ):
+        named = isinstance(gradient, str) and gradient in ("fresh", "reuse")
+        if not named and not isinstance(gradient, GradientStore):
             raise ValueError(
                 f'Received gradient={gradient!r}. Pass "fresh", "reuse" or a '
                 "GradientStore."

@@ -46,6 +46,25 @@ def test_hints_name_arguments_that_the_layer_has():
         ksa.RandomRecoloring(eps=0.1)
 
 
+@pytest.mark.parametrize("kind", ADVERSARIAL)
+@pytest.mark.parametrize(
+    "name,value",
+    [
+        ("target", np.zeros(2)),
+        ("bounding_box_format", np.zeros(2)),
+        ("rate", 10**400),
+        ("value_range", (0, 10**400)),
+        ("value_range", (0, 1e39)),
+        (None, 10**400),
+        (None, 1e39),
+    ],
+)
+def test_values_that_no_comparison_can_take_are_named(kind, name, value):
+    name = name or kind.strength_name
+    with pytest.raises(ValueError, match=f"Received {name}="):
+        kind(**{name: value})
+
+
 def test_random_layers_have_no_target():
     with pytest.raises(TypeError, match="RandomFlow has no argument 'target'"):
         ksa.RandomFlow(target="random")
