@@ -272,16 +272,36 @@ def brief(records: list[dict], control: str) -> str:
 
     Args:
         records: as `runs.train` returns them, of one data set.
-        control: the adversary whose row all others are compared with.
+        control: the adversary whose row all others are compared with. Records under
+            other attacks than its own are left out.
+
+    Returns:
+        A table for each set that was measured, with its name where there are several.
     """
-    measures: dict[str, Rows] = {}
+    attacks = [r["settings"]["attack"] for r in records if _adversary(r) == control]
+    tables: dict[str, dict[str, Rows]] = {}
     for record in records:
-        ((measured, accuracy),) = record["accuracy"].items()
-        labels = (record["settings"]["adversary"],)
-        _note(measures, "clean", labels, record["seed"], accuracy)
-        for strength, value in record["worst_case"][measured]["both"].items():
-            name = f"worst case, {strength}"
-            _note(measures, name, labels, record["seed"], value)
+        if record["settings"]["attack"] not in attacks:
+            continue
+        labels = (_adversary(record),)
+        for measured, accuracy in record["accuracy"].items():
+            measures = tables.setdefault(measured, {})
+            _note(measures, "clean", labels, record["seed"], accuracy)
+            for strength, value in record["worst_case"][measured]["both"].items():
+                name = f"worst case, {strength}"
+                _note(measures, name, labels, record["seed"], value)
+    texts = [_brief(measures, control) for measures in tables.values()]
+    if len(texts) > 1:
+        texts = [f"In {name}:\n\n{x}" for name, x in zip(tables, texts)]
+    return "\n\n".join(texts)
+
+
+def _adversary(record: dict) -> str:
+    return record["settings"]["adversary"]
+
+
+def _brief(measures: dict[str, Rows], control: str) -> str:
+    """Formats one table of `brief`."""
     found = {
         (name, labels): differences(values, rows[control,])
         for name, rows in measures.items()
