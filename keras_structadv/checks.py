@@ -109,7 +109,8 @@ def check_fraction(name: str, value: Any) -> float:
     Raises:
         ValueError: if it is none.
     """
-    if not isinstance(value, numbers.Real) or not 0 <= value <= 1:
+    number = isinstance(value, numbers.Real)
+    if not number or not 0 <= value <= 1:
         raise ValueError(f"Received {name}={value!r}. Pass a fraction in [0, 1].")
     return float(value)
 
@@ -135,9 +136,10 @@ def range_pair(name: str, value: Any) -> tuple[float, float]:
     Raises:
         ValueError: if it is not a pair of numbers with -1e30 <= low < high <= 1e30.
     """
-    pair = tuple(value) if isinstance(value, (tuple, list, np.ndarray)) else ()
-    numeric = all(isinstance(x, numbers.Real) and abs(x) <= LARGEST for x in pair)
-    if len(pair) != 2 or not numeric or not pair[0] < pair[1]:
+    several = isinstance(value, (tuple, list, np.ndarray))
+    pair: tuple[Any, ...] = tuple(value) if several else ()
+    numeric = len(pair) == 2 and all(isinstance(x, numbers.Real) for x in pair)
+    if not numeric or not -LARGEST <= pair[0] < pair[1] <= LARGEST:
         raise ValueError(
             f"Received {name}={value!r}. Pass a pair (low, high), low < high, from "
             "-1e30 to 1e30."

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, Phase, settings
 
 CASES = int(os.environ.get("FUZZ_CASES", 300))
 SEED = int(os.environ.get("FUZZ_SEED", 0))
-LEAST = 4
+LEAST = 4  # the first one is trivial
 BLOCK = 250  # cases of one test of pytest, so that several processes share the work
 
 SETTINGS = settings(
@@ -31,7 +31,7 @@ def seed_of(name, block):
 
 
 def blocks(share):
-    """Returns `(block, cases)` for a share of all cases, of which the first is trivial."""
+    """Returns `(block, cases)` for a share of all cases."""
     count = max(LEAST, round(share * CASES))
     return [(n, min(BLOCK, count - n * BLOCK)) for n in range(-(-count // BLOCK))]
 
