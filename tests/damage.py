@@ -11,7 +11,7 @@ import zipfile
 import numpy as np
 
 
-def damaged(whole, cuts=24, flips=80, seed=0):
+def damaged(whole, cuts=20, flips=60, seed=0):
     """Yields truncated and bit-flipped versions of the bytes of a file."""
     random = np.random.default_rng(seed)
     for place in np.linspace(0, len(whole) - 1, cuts).astype(int):
@@ -41,7 +41,7 @@ def npz_by_hand(path, **members):
             archive.writestr(f"{name}.npy", header.getvalue() + content)
 
 
-def bomb(path, names, size=2**30):
+def bomb(path, names, size):
     """Writes an `.npz` file of arrays that fill the memory, by a thousandth of it."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         for name in names:

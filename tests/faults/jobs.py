@@ -1,5 +1,6 @@
 """What is killed: each job, its state on disk, and what it ends with."""
 
+import functools
 import importlib
 import json
 import os
@@ -16,6 +17,7 @@ from keras_structadv import basis
 from keras_structadv.audit import command
 from keras_structadv.audit.report import RobustnessReport
 from keras_structadv.audit.report_file import ARRAYS
+from keras_structadv.training import reuse_step
 from keras_structadv.training.store_file import read_table
 from tests.audit.cases import answers, linear, smooth_images
 
@@ -211,6 +213,9 @@ class Train(Job):
             ready()
 
         runs.Progress.on_train_batch_end = on_train_batch_end
+        # Left to TensorFlow: the compilation by XLA takes longer than the run.
+        reuse_step.fused = lambda function, in_eager=False: function
+        reuse_step.shared = functools.partial
         plain = train.run_all
         train.run_all = lambda jobs, measure, workers, tasks: plain(
             jobs, measure, 1, None

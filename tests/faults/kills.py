@@ -121,6 +121,7 @@ def at_random(job, folder, reference, seconds, kills, draw):
                 met.update(job.check(folder, reference))
         met["rounds"] += 1
         met.update(job.compare(folder, reference))
+        print(f"  {met['kills']} of {kills}", flush=True)
     return met
 
 
