@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: demo test lint docs bench clean
+.PHONY: demo test test-all lint docs bench clean
 
 # The stamp is made again when the dependencies change, not when the code does: the
 # package is installed in place.
@@ -19,10 +19,12 @@ demo: .venv/installed
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 # Everything on TensorFlow; numerics and layers on JAX, and on PyTorch where it is there.
-test: .venv/installed
-	$(PYTEST)
-	KERAS_BACKEND=jax $(PYTEST) tests
-	if $(BIN)/python -c 'import torch' 2> /dev/null; then KERAS_BACKEND=torch $(PYTEST) tests; fi
+# `test` leaves out what is marked `rare`: whole notebooks, scripts and experiments.
+test: SELECTED := -m 'not rare'
+test test-all: .venv/installed
+	$(PYTEST) $(SELECTED)
+	KERAS_BACKEND=jax $(PYTEST) $(SELECTED) tests
+	if $(BIN)/python -c 'import torch' 2> /dev/null; then KERAS_BACKEND=torch $(PYTEST) $(SELECTED) tests; fi
 
 lint: .venv/installed
 	$(BIN)/ruff check .

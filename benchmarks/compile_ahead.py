@@ -1,9 +1,8 @@
 """Compiles training steps on JAX for a TPU and a GPU that need not be here.
 
-The compilers themselves run on any CPU, and nothing is run on a device. That for TPUs is
-in the package libtpu; that for GPUs in jax-cuda12-plugin, with jax-cuda12-pjrt,
-nvidia-cuda-nvcc-cu12 and the libraries that its extra `with-cuda` names. A device whose
-compiler is missing is left out.
+Both compilers run on any CPU. That for TPUs is in the package libtpu, that for GPUs in
+jax-cuda12-plugin with its extra `with-cuda`, each in the version that this JAX names. A
+device whose compiler is missing is left out. Nothing is run on a device.
 
     KERAS_BACKEND=jax python -m benchmarks.compile_ahead [--side 32] [--batch 128]
         [--devices tpu gpu] [--small]
@@ -135,6 +134,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--devices", nargs="+", default=["tpu", "gpu"])
     parser.add_argument("--small", action="store_true", help="8 pixels, one policy")
     options = parser.parse_args(arguments)
+    if keras.backend.backend() != "jax":
+        parser.error("Only JAX compiles for other devices. Set KERAS_BACKEND=jax.")
     side, count, policies = options.side, options.batch, ["float32", "mixed_bfloat16"]
     if options.small:
         side, count, policies = 8, 4, policies[1:]

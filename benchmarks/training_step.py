@@ -77,7 +77,7 @@ def fit_step(
 
 
 class Caught(Exception):
-    """Ends a `fit` in the place of its first step; its arguments are what was caught."""
+    """Ends a `fit` in the place of its first step, and carries what it was given."""
 
 
 class Catching(keras.Model):

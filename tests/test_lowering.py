@@ -14,6 +14,7 @@ import pytest
 from keras import backend, layers, ops
 
 import keras_structadv as ksa
+from benchmarks import compile_ahead
 from benchmarks.training_step import Catching, step_of_fit
 from keras_structadv.operators import EdgePreserving
 from keras_structadv.solvers import conjugate_gradients, recoloring_basis
@@ -187,6 +188,16 @@ def test_no_array_is_float64_where_64_bits_are_on(name):
     assert not re.findall(r".*tensor<[\dx]+xf64>.*", program)
 
 
+@pytest.mark.rare
+@pytest.mark.backends("jax")
+def test_the_compiler_for_tpus_takes_the_steps(capsys):
+    pytest.importorskip("libtpu")
+    compile_ahead.main(["--small", "--devices", "tpu"])
+    printed = capsys.readouterr().out
+    for name in compile_ahead.STEPS:
+        assert f"| TPU v5 lite | {name} | mixed_bfloat16 |" in printed
+
+
 INPUTS = ("Placeholder", "NoOp")
 
 
@@ -230,20 +241,32 @@ def compiled(run, *arguments):
 
 @pytest.mark.fused
 @pytest.mark.backends("tensorflow")
-@pytest.mark.parametrize("policy", POLICIES)
-@pytest.mark.parametrize("name", STEPS)
+@pytest.mark.parametrize(
+    "name, policy",
+    [
+        *((name, "mixed_bfloat16") for name in STEPS),
+        *((name, "float32") for name in ("fresh", "reused")),
+    ],
+)
 def test_xla_knows_every_operation_of_the_step(name, policy):
     run, data = step(name, policy)
     nodes, hlo = compiled(run, *data)
     assert len(nodes) > 1000 and "custom-call" not in hlo
     assert ("bf16[" in hlo) == (policy == "mixed_bfloat16")
-    if policy == "mixed_bfloat16":  # with float32 other tests train
+    # With float32 other tests train.
+    if name in ("fresh", "reused") and policy == "mixed_bfloat16":
         logs = tf.function(run, jit_compile=True)(*data)
         assert np.isfinite([float(value) for value in logs.values()]).all()
 
 
 @pytest.mark.backends("tensorflow")
-@pytest.mark.parametrize("name", sorted({*FUNCTIONS} - {"points", "flow, sparse"}))
+@pytest.mark.parametrize(
+    "name",
+    [
+        *sorted({*FUNCTIONS} - {"basis", "points", "flow, sparse"}),
+        pytest.param("basis", marks=pytest.mark.rare),
+    ],
+)
 def test_xla_knows_every_operation_of_the_function(name):
     run, *given = function(name)
     given = [tf.zeros(shape, dtype) for dtype, *shape in given]
