@@ -79,13 +79,14 @@ def test_every_cell_of_the_paper_has_a_file(name, numbers):
             assert rates == {1.0}
 
 
+@pytest.mark.rare
 @pytest.mark.parametrize(
     "cell",
     [
         "table1/cifar10-flow-autoaugment",
         "table1/stl10-recoloring-randaugment",
         "table2/cifar100-recoloring",
-        pytest.param("small/finetune-recoloring", marks=pytest.mark.slow),
+        "small/finetune-recoloring",
     ],
 )
 def test_cells_run(cell, capsys):
@@ -93,6 +94,7 @@ def test_cells_run(cell, capsys):
     assert "two steps" in capsys.readouterr().out
 
 
+@pytest.mark.rare
 @pytest.mark.parametrize("adversary", [x for x in ADVERSARIES if x != "none"])
 def test_adversaries_run_with_a_policy(adversary, capsys):
     changes = [f"adversary={adversary}", "policy=base"]
@@ -479,7 +481,7 @@ def test_a_configuration_of_a_stranger_is_checked(tmp_path, text, words):
         load_cells(str(path))
 
 
-@pytest.mark.slow
+@pytest.mark.rare
 def test_workers_are_renewed_and_no_job_is_lost():
     results = dict(runs.run_all([-3, -2, -1], abs, workers=2, tasks=1))
     assert results == {-3: 3, -2: 2, -1: 1}
