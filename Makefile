@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: demo test test-oldest lint docs bench clean
+.PHONY: demo test test-all test-oldest fuzz faults lint docs bench clean
 
 # The stamp is made again when the dependencies change, not when the code does: the
 # package is installed in place.
@@ -19,12 +19,14 @@ demo: .venv/installed
 PYTEST = $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 # Everything on TensorFlow; numerics and layers on JAX, and on PyTorch where it is there.
-test: .venv/installed
+# `test` leaves out what is marked `rare`: whole notebooks, scripts and experiments.
+test: SELECTED := -m 'not rare'
+test test-all: .venv/installed
 test-oldest: .venv-oldest/installed
-test test-oldest:
-	$(PYTEST)
-	KERAS_BACKEND=jax $(PYTEST) tests
-	if $(BIN)/python -c 'import torch' 2> /dev/null; then KERAS_BACKEND=torch $(PYTEST) tests; fi
+test test-all test-oldest:
+	$(PYTEST) $(SELECTED)
+	KERAS_BACKEND=jax $(PYTEST) $(SELECTED) tests
+	if $(BIN)/python -c 'import torch' 2> /dev/null; then KERAS_BACKEND=torch $(PYTEST) $(SELECTED) tests; fi
 
 # With the lower bounds of pyproject.toml. Python 3.13 has no TensorFlow that old.
 test-oldest: BIN := .venv-oldest/bin
@@ -34,6 +36,15 @@ test-oldest: BIN := .venv-oldest/bin
 	.venv-oldest/bin/python -m pip install --quiet --editable '.[dev]' \
 		--constraint .venv-oldest/constraints.txt
 	touch $@
+
+# Kills of whatever writes files, at random times; `test` has some at chosen moments.
+faults: .venv/installed
+	$(BIN)/python -m tests.faults.kills
+
+# Random input by the hundred thousand; `make test` runs the first few hundred cases.
+fuzz: export FUZZ_CASES ?= 100000
+fuzz: .venv/installed
+	$(PYTEST) tests/fuzz
 
 lint: .venv/installed
 	$(BIN)/ruff check .

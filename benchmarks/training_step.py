@@ -1,6 +1,7 @@
-"""One training step of `fit` with a callback, as a function to be timed."""
+"""One training step of `fit` with a callback, as a function to be timed or compiled."""
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import keras
 import numpy as np
@@ -73,6 +74,40 @@ def fit_step(
         return logs
 
     return step
+
+
+class Caught(Exception):
+    """Ends a `fit` in the place of its first step, and carries what it was given."""
+
+
+class Catching(keras.Model):
+    """A functional model whose `fit` compiles and runs no step; see `step_of_fit`."""
+
+    def make_train_function(self, force: bool = False) -> None:
+        """Makes a train function that catches the step and its arguments."""
+        if self.train_function is not None and not force:
+            return
+        step = self.train_step
+
+        def train_function(*arguments: Any) -> None:
+            *state, batches = arguments
+            raise Caught(step, (*state, next(batches)))
+
+        self.train_function = train_function
+
+
+def step_of_fit(
+    model: Catching, callback: keras.callbacks.Callback, batch: Batch
+) -> tuple[Callable, tuple]:
+    """Returns the step that `fit` with a callback compiles, and its arguments.
+
+    The arguments are those of the first call: the data, on JAX the state before them.
+    """
+    try:
+        model.fit(*batch, len(batch[0]), callbacks=[callback], verbose=0)
+    except Caught as caught:
+        return caught.args
+    raise AssertionError("The train function was not called.")
 
 
 def _train_on_jax(model: keras.Model) -> Callable[[Iterator], dict]:

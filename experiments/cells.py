@@ -23,6 +23,7 @@ from experiments.controls import (
 )
 from experiments.models import MODELS
 from experiments.table import read_records
+from keras_structadv.checks import check_count
 
 CONFIGS = pathlib.Path(__file__).parent / "configs"
 RESULTS = pathlib.Path(__file__).parent / "results"
@@ -71,6 +72,7 @@ ADVERSARIES = {
     "keras-randaugment": Adversary(keras.layers.RandAugment, "keras_randaugment"),
 }
 POLICIES = ("none", "base", "autoaugment", "randaugment")
+_MOST = 100_000  # of the numbers of a model or an attack
 _AXES = ("data", "adversary", "policy")
 
 
@@ -120,7 +122,14 @@ class Cell:
     paper: float | None = None
 
     def __post_init__(self):
-        """Raises a `ValueError` for an unknown name."""
+        """Raises a `ValueError` for an unknown name or a value that cannot be."""
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.type in (dict, str, bool) and not isinstance(value, field.type):
+                raise ValueError(
+                    f"Received {field.name}={value!r}. Pass a "
+                    f"{'table' if field.type is dict else field.type.__name__}."
+                )
         for key, value, known in (
             ("data", self.data, datasets.DESCRIPTIONS),
             ("adversary", self.adversary, ADVERSARIES),
@@ -129,6 +138,21 @@ class Cell:
         ):
             if value not in known:
                 raise ValueError(f"Received {key}={value!r}. Pass one of {[*known]}.")
+        optimizer = self.optimizer.get("name")
+        if not isinstance(getattr(keras.optimizers, str(optimizer), None), type):
+            raise ValueError(
+                f"Received optimizer.name={optimizer!r}. Pass the name of a class of "
+                "keras.optimizers."
+            )
+        # A number that fills the memory or runs for years is none of a cell.
+        check_count("epochs", self.epochs, most=100_000)
+        check_count("batch_size", self.batch_size, most=1_000_000)
+        for table in ("model", "attack"):
+            for key, value in getattr(self, table).items():
+                if isinstance(value, int) and value > _MOST:
+                    raise ValueError(
+                        f"Received {table}.{key}={value}. Pass a number <= {_MOST}."
+                    )
 
     @property
     def name(self) -> str:
@@ -288,12 +312,17 @@ def _is_required(field: dataclasses.Field) -> bool:
     return field.default is missing and field.default_factory is missing
 
 
-def _read(path: pathlib.Path) -> dict:
-    settings = tomllib.loads(path.read_text())
+def _read(path: pathlib.Path, above: tuple[pathlib.Path, ...] = ()) -> dict:
+    if path.resolve() in above:
+        raise ValueError(f"{path} extends itself. Take out one `extends`.")
+    try:
+        settings = tomllib.loads(path.read_text())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no TOML ({error}). Mend it.") from error
     base = settings.pop("extends", None)
     if base is None:
         return settings
-    inherited = _read(path.parent / base)
+    inherited = _read(path.parent / str(base), (*above, path.resolve()))
     for key, value in settings.items():
         if isinstance(value, dict) and isinstance(inherited.get(key), dict):
             value = {**inherited[key], **value}

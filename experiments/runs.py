@@ -4,8 +4,10 @@ import concurrent.futures
 import dataclasses
 import functools
 import multiprocessing
+import multiprocessing.connection
 import os
 import pathlib
+import threading
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -20,6 +22,7 @@ from experiments.base_augmentation import base_augmentation
 from experiments.cells import ADVERSARIES, Cell
 from experiments.models import MODELS
 from experiments.policies import AutoAugment, RandAugment
+from experiments.progress import Progress
 from keras_structadv.layers.base import StructuredAdversary
 
 _SMOKE_BATCH = 4
@@ -135,19 +138,28 @@ def train(
         jit_compile=_jit(),
     )
     store = {"capacity": max(_CAPACITY, 4 * len(x))}
-    called = []
     if state is not None:
         # Whoever writes the record deletes the folder afterwards.
-        kept = {"delete_checkpoint": False}
-        store |= {"backup_dir": state, **kept}
-        called = [
-            keras.callbacks.BackupAndRestore(state, double_checkpoint=True, **kept)
-        ]
-    called += callbacks(cell, seed, **store)
-    batches = shuffled(x, y, cell.batch_size, seed, mapped(cell, seed))
+        store |= {"backup_dir": state, "delete_checkpoint": False}
+    called = callbacks(cell, seed, **store)
+    change = mapped(cell, seed)
+    done, progress = 0, None
+    if state is not None:
+        layers = [x for one in called for x in getattr(one, "layers", ())]
+        layers += [] if change is None else [change.func]
+        progress = Progress(state, layers)
+        called.append(progress)  # the last, so that it marks the end of an epoch
+        done = progress.restore(built)
+    batches = shuffled(x, y, cell.batch_size, seed, change, done)
     history = built.fit(
-        batches, epochs=cell.epochs, verbose=verbose, callbacks=called, shuffle=False
+        batches,
+        initial_epoch=done,
+        epochs=cell.epochs,
+        verbose=verbose,
+        callbacks=called,
+        shuffle=False,
     ).history
+    history = history if progress is None else progress.history
     measured = {
         key: built.evaluate(*arrays, max(cell.batch_size, 256), verbose=0)[1]
         for key, arrays in sets.items()
@@ -167,7 +179,9 @@ def train(
         "paper": cell.paper,
         "digest": cell.digest(),
         "settings": dataclasses.asdict(cell),
-        "seconds": round(time.time() - begin, 1),
+        "seconds": round(
+            time.time() - begin + (progress.seconds if progress else 0), 1
+        ),
         "versions": {"keras": keras.__version__, "backend": keras.backend.backend()},
     }
 
@@ -202,6 +216,7 @@ def shuffled(
     batch_size: int,
     seed: int,
     change: Callable[[Any], Any] | None = None,
+    done: int = 0,
 ) -> Any:
     """Batches in a new order in each epoch; the seed fixes the orders.
 
@@ -214,11 +229,14 @@ def shuffled(
         batch_size: images in a batch.
         seed: seed of the orders.
         change: what becomes of each image, if anything.
+        done: the number of epochs whose orders are left out.
     """
     import tensorflow as tf
 
     data = tf.data.Dataset.from_tensor_slices((x, y))
     data = data.shuffle(len(x), seed=seed, reshuffle_each_iteration=True)
+    for _ in range(2 * done):  # `fit` makes two iterators an epoch, and uses one
+        iter(data)  # draws an order
     if change is not None:
         # One after the other, so that the draws are those of the seed.
         data = data.map(lambda image, label: (change(image), label))
@@ -251,7 +269,8 @@ def run_all(
         with concurrent.futures.ProcessPoolExecutor(
             max_workers=workers,
             mp_context=multiprocessing.get_context("spawn"),  # TensorFlow does not fork
-            initializer=_one_thread if workers > 1 else None,
+            initializer=_begin_worker,
+            initargs=(workers > 1,),
         ) as pool:
             some = jobs[first : first + workers * tasks]
             running = {pool.submit(measure, job): job for job in some}
@@ -265,6 +284,12 @@ def run_all(
                 raise
 
 
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    multiprocessing.connection.wait([parent.sentinel])
+    os._exit(1)  # what the worker is in the middle of has no reader any more
+
+
 def workers(small: bool) -> dict[str, int | None]:
     """Arguments of `run_all`: a process for each core, or this one for small jobs."""
     if small:
@@ -272,8 +297,15 @@ def workers(small: bool) -> dict[str, int | None]:
     return {"workers": os.cpu_count() or 1}
 
 
-def _one_thread() -> None:
-    """Limits a worker to one core; small models are no faster on two."""
+def _begin_worker(one_thread: bool) -> None:
+    """Lets a worker end with its parent, however that ends.
+
+    Args:
+        one_thread: whether to limit it to one core; small models are no faster on two.
+    """
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    if not one_thread:
+        return
     import tensorflow as tf
 
     tf.config.threading.set_intra_op_parallelism_threads(1)

@@ -5,8 +5,11 @@ python -m experiments.table FILE [...] [--held-out test] [--control ADVERSARY]
 """
 
 import argparse
+import fcntl
 import json
+import os
 import pathlib
+import sys
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -53,25 +56,47 @@ Rows = dict[tuple[str, ...], dict[int, float]]
 def read_records(path: pathlib.Path) -> list[dict]:
     """Reads the records of a results file; a missing file has none.
 
-    Skips an incomplete line, as an interrupted run leaves it.
+    Skips an incomplete line, as an interrupted run leaves it, and says so.
     """
     records = []
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
+    lines = path.read_bytes().split(b"\n") if path.exists() else ()
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
             continue
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            record = None
+        if isinstance(record, dict):
+            records.append(record)
+        else:
+            print(
+                f"{path}, line {number}: skipped, because it is not a whole record.",
+                file=sys.stderr,
+            )
     return records
 
 
 def append_record(path: pathlib.Path, record: dict) -> None:
-    """Appends a record to a results file, as one line of JSON."""
+    """Appends a record to a results file, as one line of JSON.
+
+    Several processes may append to one file. On a full disk the file stays as it is.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as file:
-        file.seek(max(0, file.seek(0, 2) - 1))
-        if file.read(1) not in ("", "\n"):  # after an incomplete line
-            file.write("\n")
-        file.write(json.dumps(record) + "\n")
+    with path.open("ab+", buffering=0) as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # until the file is closed
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 1))
+        line = json.dumps(record).encode() + b"\n"
+        if file.read(1) not in (b"", b"\n"):  # after an incomplete line
+            line = b"\n" + line
+        try:
+            left = memoryview(line)
+            while left:
+                left = left[file.write(left) :]
+        except OSError:
+            file.truncate(size)
+            raise
 
 
 def mean_and_error(
@@ -247,16 +272,36 @@ def brief(records: list[dict], control: str) -> str:
 
     Args:
         records: as `runs.train` returns them, of one data set.
-        control: the adversary whose row all others are compared with.
+        control: the adversary whose row all others are compared with. Records under
+            other attacks than its own are left out.
+
+    Returns:
+        A table for each set that was measured, with its name where there are several.
     """
-    measures: dict[str, Rows] = {}
+    attacks = [r["settings"]["attack"] for r in records if _adversary(r) == control]
+    tables: dict[str, dict[str, Rows]] = {}
     for record in records:
-        ((measured, accuracy),) = record["accuracy"].items()
-        labels = (record["settings"]["adversary"],)
-        _note(measures, "clean", labels, record["seed"], accuracy)
-        for strength, value in record["worst_case"][measured]["both"].items():
-            name = f"worst case, {strength}"
-            _note(measures, name, labels, record["seed"], value)
+        if record["settings"]["attack"] not in attacks:
+            continue
+        labels = (_adversary(record),)
+        for measured, accuracy in record["accuracy"].items():
+            measures = tables.setdefault(measured, {})
+            _note(measures, "clean", labels, record["seed"], accuracy)
+            for strength, value in record["worst_case"][measured]["both"].items():
+                name = f"worst case, {strength}"
+                _note(measures, name, labels, record["seed"], value)
+    texts = [_brief(measures, control) for measures in tables.values()]
+    if len(texts) > 1:
+        texts = [f"In {name}:\n\n{x}" for name, x in zip(tables, texts)]
+    return "\n\n".join(texts)
+
+
+def _adversary(record: dict) -> str:
+    return record["settings"]["adversary"]
+
+
+def _brief(measures: dict[str, Rows], control: str) -> str:
+    """Formats one table of `brief`."""
     found = {
         (name, labels): differences(values, rows[control,])
         for name, rows in measures.items()

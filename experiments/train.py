@@ -23,17 +23,19 @@ from experiments.table import append_record, markdown, read_records
 def _record(
     job: tuple[Cell, int], held_out: str, smoke: bool, verbose: int, folder: str
 ) -> dict:
-    """Trains one job and returns its record; deletes its saved state afterwards."""
+    """Trains one job and returns its record."""
     cell, seed = job
     state = None
     if cell.resumable and not smoke:
-        state = pathlib.Path(folder, f"{cell.digest()}-{held_out}-{seed}")
-    record = train(
+        state = _state(folder, cell.digest(), held_out, seed)
+    return train(
         cell, seed, held_out=held_out, smoke=smoke, verbose=verbose, state=state
     )[1]
-    if state is not None:
-        shutil.rmtree(state, ignore_errors=True)
-    return record
+
+
+def _state(folder: str, digest: str, held_out: str, seed: int) -> pathlib.Path:
+    """The folder of an unfinished run."""
+    return pathlib.Path(folder, f"{digest}-{held_out}-{seed}")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -60,6 +62,10 @@ def main(arguments: list[str] | None = None) -> None:
         (r["digest"], r["seed"], r["held_out"]): r
         for r in ([] if options.smoke else read_records(options.results))
     }
+    folder = f"{options.results}.state"
+    for digest, seed, held_out in done:
+        # Of a run that ended between its record and this.
+        shutil.rmtree(_state(folder, digest, held_out, seed), ignore_errors=True)
     # All cells of one seed before the next seed, so that the rows grow evenly.
     jobs = [
         (cell, seed)
@@ -79,7 +85,7 @@ def main(arguments: list[str] | None = None) -> None:
         held_out=options.held_out,
         smoke=options.smoke,
         verbose=options.verbose if options.workers == 1 and not options.smoke else 0,
-        folder=f"{options.results}.state",
+        folder=folder,
     )
     large = any(cell.resumable for cell in cells)
     tasks = (5 if options.smoke else 1) if large else None
@@ -94,6 +100,9 @@ def main(arguments: list[str] | None = None) -> None:
             print(f"\n{record['cell']}: two steps, {record['seconds']} s", flush=True)
         else:
             append_record(options.results, record)
+            # Not before: a run that is neither recorded nor saved would be lost.
+            state = _state(folder, record["digest"], record["held_out"], record["seed"])
+            shutil.rmtree(state, ignore_errors=True)
     if not options.smoke:
         print(f"\n{markdown(records)}")
 

@@ -5,7 +5,8 @@ import json
 import math
 import os
 import pathlib
-from typing import Any, Literal
+import zlib
+from typing import Any
 
 import keras
 import numpy as np
@@ -18,6 +19,9 @@ from keras_structadv.files import whole_file
 from keras_structadv.operators import EdgePreserving
 from keras_structadv.recoloring import check_recoloring_arguments, scaled_to_unit
 from keras_structadv.solvers import recoloring_basis
+
+_CHUNK = 64  # images whose checksum is taken at once
+_MOST_BYTES = 2**16  # of a record
 
 
 def precompute_basis(
@@ -40,8 +44,8 @@ def precompute_basis(
     of `AdversarialTraining`. In float16 it takes `2 * rank` bytes per image value.
 
     Called again, it resumes an interrupted run and opens a complete file. Until the run
-    is complete, the array is in `path` + `.part`. `path` + `.json` records the images
-    and the arguments.
+    is complete, the array is in `path` + `.part`. `path` + `.json` records the images,
+    the arguments and a checksum of the array.
 
     Args:
         images: (n, height, width, channels), in `value_range`: an array, a memory map,
@@ -62,8 +66,9 @@ def precompute_basis(
         `recoloring_basis`.
 
     Raises:
+        OSError: if the disk is full. Free some space and call again.
         ValueError: if an argument is out of range, an image is not finite, or the file
-            in `path` is truncated or belongs to other images or arguments.
+            in `path` is damaged or belongs to other images or arguments.
 
     Example:
     >>> import os, tempfile
@@ -105,13 +110,16 @@ def precompute_basis(
         "images": _digest(images, batch_size),
     }
     part, record = _with(path, ".part"), _with(path, ".json")
-    done = _done(path, part, record, made_of)
+    done, checksum = _done(path, part, record, made_of)
     if done == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write(record, {**made_of, "done": 0})
+        _write(record, {**made_of, "done": 0, "checksum": 0})
         np.lib.format.open_memmap(part, "w+", dtype, shape)
     if done < len(images):
-        basis = _open(part, shape, dtype, "r+")
+        begun = _open(part, shape, dtype, done, checksum)
+        size, offset = begun[0].nbytes, begun.offset
+        checksum = _checksum(begun, done)
+        del begun
         bar = keras.utils.Progbar(len(images), verbose=verbose, unit_name="image")
 
         def compute(batch: Any) -> Any:
@@ -127,33 +135,42 @@ def precompute_basis(
             full = np.resize(batch, (batch_size, *batch.shape[1:]))
             result = ops.convert_to_numpy(compiled(ops.convert_to_tensor(full)))
             stop = start + len(batch)
-            basis[start:stop] = result[: len(batch)]
-            basis.flush()
-            _write(record, {**made_of, "done": stop})
+            values = np.ascontiguousarray(result[: len(batch)], dtype)
+            # Not through the memory map: on a full disk that ends the process.
+            with open(part, "r+b") as file:
+                file.seek(offset + start * size)
+                file.write(values.data)
+            checksum = zlib.crc32(values.data, checksum)
+            _write(record, {**made_of, "done": stop, "checksum": checksum})
             bar.update(stop)
-        del basis
+        done = len(images)
     if not path.exists():
-        _open(part, shape, dtype, "r")
+        _open(part, shape, dtype, done, checksum)
         os.replace(part, path)
-    return _open(path, shape, dtype, "r")
+        return _open(path, shape, dtype)
+    return _open(path, shape, dtype, done, checksum)
 
 
 def _done(
     path: pathlib.Path, part: pathlib.Path, record: pathlib.Path, made_of: dict
-) -> int:
-    """Returns the number of images done in an earlier run.
+) -> tuple[int, int | None]:
+    """Returns the number of images done in an earlier run, and their checksum.
 
     Raises:
         ValueError: if that run was of other images or arguments, or is inconsistent.
     """
     there = path if path.exists() else part
     if not there.exists():
-        return 0
+        return 0, 0
     advice = "Pass another path, or delete the file."
     try:
+        if os.path.getsize(record) > _MOST_BYTES:
+            raise ValueError(f"it takes more than {_MOST_BYTES} bytes")
         found = json.loads(record.read_text())
-        done = int(found.pop("done"))
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        done, checksum = found["done"], found.get("checksum")
+        if not isinstance(done, int) or not 0 <= done <= made_of["shape"][0]:
+            raise ValueError(f"it counts {done} images")
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise ValueError(
             f"{there} exists, but its record {record} cannot be read ({error}). "
             f"{advice}"
@@ -163,25 +180,30 @@ def _done(
             f"{path} exists, but its record {record} is of an unfinished run. {advice}"
         )
     if done == 0:  # starting over loses nothing
-        return 0
+        return 0, 0
     for name, value in made_of.items():
         if found.get(name) != value:
             what = "other images" if name == "images" else f"{name}={found.get(name)}"
             asked = "these" if name == "images" else f"{name}={value}"
             raise ValueError(f"{there} was computed for {what}, not {asked}. {advice}")
-    return done
+    return done, checksum
 
 
 def _open(
-    path: pathlib.Path, shape: tuple, dtype: str, mode: Literal["r", "r+"]
+    path: pathlib.Path,
+    shape: tuple,
+    dtype: str,
+    done: int = 0,
+    checksum: int | None = None,
 ) -> np.memmap:
-    """Opens the array; raises a `ValueError` if it is truncated or of another shape."""
+    """Opens the array, and compares its first images with their checksum.
+
+    Raises:
+        ValueError: if it is damaged or of another shape.
+    """
     try:
-        # Opened for writing, a truncated file would be extended with zeros.
-        basis = np.load(path, mmap_mode="r", allow_pickle=False)
-        if mode != "r":
-            basis = np.load(path, mmap_mode=mode, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        basis = np.lib.format.open_memmap(path, mode="r")
+    except Exception as error:  # what a damaged header makes of NumPy's parser
         raise ValueError(
             f"{path} is truncated or not an array ({error}). Delete it and run again."
         ) from error
@@ -190,7 +212,20 @@ def _open(
             f"{path} holds {basis.dtype} of shape {basis.shape}, not {dtype} of shape "
             f"{shape}. Pass another path, or delete the file."
         )
+    if checksum is not None and checksum != _checksum(basis, done):
+        raise ValueError(
+            f"{path} is damaged: its checksum is not that of its record. Delete it and "
+            "run again."
+        )
     return basis
+
+
+def _checksum(basis: np.ndarray, done: int) -> int:
+    found = 0
+    for start in range(0, done, _CHUNK):
+        values = np.ascontiguousarray(basis[start : min(start + _CHUNK, done)])
+        found = zlib.crc32(values.data, found)
+    return found
 
 
 def _digest(images: Any, batch_size: int) -> str:

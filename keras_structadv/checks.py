@@ -5,6 +5,34 @@ import numbers
 from typing import Any
 
 import numpy as np
+from keras import backend, ops
+
+LARGEST = 1e30
+"""Larger numbers, or their squares, may overflow in float32."""
+
+
+def as_tensor(name: str, x: Any, dtype: str | None = None) -> Any:
+    """Returns real numbers as a tensor.
+
+    Args:
+        name: of the argument.
+        x: an array, a tensor, or nested lists of numbers.
+        dtype: of the tensor; `None` for that of `x`.
+
+    Raises:
+        ValueError: if they are no real numbers.
+    """
+    try:
+        given = x if hasattr(x, "dtype") else np.asarray(x)
+        dtype_given = backend.standardize_dtype(given.dtype)
+        if dtype_given == "string" or dtype_given.startswith("complex"):
+            raise ValueError(f"their dtype is {dtype_given}")
+        return ops.convert_to_tensor(x, dtype)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"Received {name} that are no real numbers ({error}). Pass a dense array "
+            "of floats or integers."
+        ) from error
 
 
 def check_images(images: Any, gradients: Any) -> None:
@@ -81,20 +109,24 @@ def check_fraction(name: str, value: Any) -> float:
     Raises:
         ValueError: if it is none.
     """
-    if not isinstance(value, numbers.Real) or not 0 <= float(value) <= 1:
+    number = isinstance(value, numbers.Real)
+    if not number or not 0 <= value <= 1:
         raise ValueError(f"Received {name}={value!r}. Pass a fraction in [0, 1].")
     return float(value)
 
 
-def check_count(name: str, value: Any, least: int = 1) -> int:
+def check_count(name: str, value: Any, least: int = 1, most: float = math.inf) -> int:
     """Returns an integer argument as Python's `int`.
 
     Raises:
-        ValueError: if it is not an integer, or below `least`; booleans are rejected.
+        ValueError: if it is not an integer, or out of [least, most]; booleans are
+            rejected.
     """
     whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
     if not whole or value < least:
         raise ValueError(f"Received {name}={value!r}. Pass an integer >= {least}.")
+    if value > most:
+        raise ValueError(f"Received {name}={value}. Pass an integer <= {most}.")
     return int(value)
 
 
@@ -102,13 +134,15 @@ def range_pair(name: str, value: Any) -> tuple[float, float]:
     """Returns a pair (low, high) as a tuple of Python numbers.
 
     Raises:
-        ValueError: if it is not a pair of finite numbers with low < high.
+        ValueError: if it is not a pair of numbers with -1e30 <= low < high <= 1e30.
     """
-    pair = tuple(value) if isinstance(value, (tuple, list, np.ndarray)) else ()
-    numeric = all(isinstance(x, numbers.Real) and math.isfinite(x) for x in pair)
-    if len(pair) != 2 or not numeric or not pair[0] < pair[1]:
+    several = isinstance(value, (tuple, list, np.ndarray))
+    pair: tuple[Any, ...] = tuple(value) if several else ()
+    numeric = len(pair) == 2 and all(isinstance(x, numbers.Real) for x in pair)
+    if not numeric or not -LARGEST <= pair[0] < pair[1] <= LARGEST:
         raise ValueError(
-            f"Received {name}={value!r}. Pass a pair (low, high), low < high."
+            f"Received {name}={value!r}. Pass a pair (low, high), low < high, from "
+            "-1e30 to 1e30."
         )
     return tuple(x.item() if isinstance(x, np.generic) else x for x in pair)
 
@@ -149,16 +183,16 @@ def strength_range(name: str, value: Any) -> tuple[float, float]:
         `(low, high)`.
 
     Raises:
-        ValueError: if the value is neither, or not 0 <= low <= high < infinity.
+        ValueError: if the value is neither, or not 0 <= low <= high <= 1e30.
     """
     pair: tuple[Any, ...] = (
         tuple(value) if isinstance(value, (tuple, list)) else (0.0, value)
     )
     numeric = len(pair) == 2 and all(isinstance(x, numbers.Real) for x in pair)
-    if not numeric or not 0 <= pair[0] <= pair[1] < float("inf"):
+    if not numeric or not 0 <= pair[0] <= pair[1] <= LARGEST:
         raise ValueError(
             f"Received {name}={value!r}. Pass a number >= 0, to draw from "
-            f"U(0, {name}), or a pair (low, high) with 0 <= low <= high."
+            f"U(0, {name}), or a pair (low, high) with 0 <= low <= high <= 1e30."
         )
     return float(pair[0]), float(pair[1])
 

@@ -13,9 +13,11 @@ def default_displacement(height: int, width: int) -> float:
 
 def smoothness_of(smoothness: float | None, height: int, width: int) -> float:
     """Returns gamma of eq. 12, in squared pixels; `None` stands for the default."""
-    return (min(height, width) / 3) ** 2 if smoothness is None else smoothness
+    default = (min(height, width) / 3) ** 2
+    return default if smoothness is None else float(smoothness)
 
 
 def damping_of(damping: float | None, height: int, width: int) -> float:
     """Returns a damping, in inverse squared pixels; `None` stands for the default."""
-    return 10 / min(height, width) ** 2 if damping is None else damping
+    default = 10 / min(height, width) ** 2
+    return default if damping is None else float(damping)

@@ -7,7 +7,7 @@ import keras
 from keras import ops
 
 from keras_structadv.backends import largest
-from keras_structadv.checks import check_images, check_number
+from keras_structadv.checks import as_tensor, check_images, check_number
 from keras_structadv.dct import (
     dct2,
     enough_frequencies,
@@ -64,8 +64,8 @@ def adversarial_flow(
 
     Reference: Luo, Mobahi, Bengio (2020), eq. 15 and Algorithm 1.
     """
-    images = ops.convert_to_tensor(images, "float32")
-    gradients = ops.convert_to_tensor(gradients, "float32")
+    images = as_tensor("images", images, "float32")
+    gradients = as_tensor("gradients", gradients, "float32")
     check_images(images, gradients)
     return flow_from_rhs(
         flow_rhs(images, gradients),
@@ -123,7 +123,9 @@ def flow_from_rhs(
     rhs = ops.reshape(rhs, (-1, height, width))
     solution = SOLVERS[solver](ScreenedPoisson(height, width, smoothness), rhs)
     flow = -ops.reshape(solution, (-1, 2, height, width))
-    return _limited(flow, max_displacement, None if alpha is None else peak / alpha)
+    return _limited(
+        flow, max_displacement, None if alpha is None else peak / float(alpha)
+    )
 
 
 def flow_code(images: Any, gradients: Any, size: int) -> Any:
@@ -271,7 +273,7 @@ def check_flow_arguments(
     if alpha is not None:
         advice = ", or None to scale each flow to `max_displacement`"
         check_number("alpha", alpha, positive=True, advice=advice)
-    if solver not in SOLVERS:
+    if not isinstance(solver, str) or solver not in SOLVERS:
         raise ValueError(f"Received solver={solver!r}. Pass one of {list(SOLVERS)}.")
 
 

@@ -7,6 +7,7 @@ from keras import ops
 
 from keras_structadv.backends import kept_program
 from keras_structadv.checks import (
+    as_tensor,
     check_count,
     check_images,
     check_number,
@@ -20,6 +21,10 @@ from keras_structadv.solvers import project, recoloring_basis, solve_edge_preser
 
 MEAN_WEIGHT = 0.7
 """The `mean_weight` of the operator of a typical photograph at `coherence=1`."""
+
+# A configuration from elsewhere must not fill the memory or run for ever. No more
+# eigenvectors approximate anything; a solve of so many iterations does not converge.
+_MOST_RANK, _MOST_ITERATIONS = 1024, 10_000
 
 
 def adversarial_recoloring(
@@ -83,8 +88,8 @@ def adversarial_recoloring(
     Reference: Luo, Mobahi, Bengio (2020), eq. 33, with the terms that make its operator
         invertible; see `EdgePreserving`.
     """
-    images = ops.convert_to_tensor(images, "float32")
-    gradients = ops.convert_to_tensor(gradients, "float32")
+    images = as_tensor("images", images, "float32")
+    gradients = as_tensor("gradients", gradients, "float32")
     check_images(images, gradients)
     check_recoloring_arguments(
         coherence, damping, edge_scale, lam, rank, rtol, max_iterations
@@ -150,7 +155,7 @@ def recoloring_from_basis(
         ValueError: if the shapes do not fit.
     """
     value_range = range_pair("value_range", value_range)
-    rhs, peak = normalized(ops.convert_to_tensor(gradients, "float32"))
+    rhs, peak = normalized(as_tensor("gradients", gradients, "float32"))
     return _limited(project(rhs, basis), peak, magnitude, lam, value_range)
 
 
@@ -236,8 +241,8 @@ def check_recoloring_arguments(
         advice = ", or None to scale each perturbation to `magnitude`"
         check_number("lam", lam, positive=True, advice=advice)
     if rank is not None:
-        check_count("rank", rank)
-    check_count("max_iterations", max_iterations)
+        check_count("rank", rank, most=_MOST_RANK)
+    check_count("max_iterations", max_iterations, most=_MOST_ITERATIONS)
     check_number("rtol", rtol)
 
 
@@ -263,6 +268,6 @@ def _limited(
     if lam is not None:
         # Images scaled to [0, 1] have gradients larger by the span.
         scale = ops.where(
-            peak > 0, ops.minimum(scale, largest * peak * (span**2 / lam)), 0.0
+            peak > 0, ops.minimum(scale, largest * peak * (span**2 / float(lam))), 0.0
         )
     return solution * scale

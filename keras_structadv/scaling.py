@@ -6,6 +6,7 @@ import numpy as np
 from keras import ops
 
 from keras_structadv.backends import largest
+from keras_structadv.checks import LARGEST
 
 
 def normalized(gradients: Any) -> tuple[Any, Any]:
@@ -31,7 +32,7 @@ def limit_of(name: str, strength: Any, fields: Any, unit: str) -> Any:
 
     Args:
         name: of the argument, for errors.
-        strength: finite, >= 0; a number, or one for each image, (batch,).
+        strength: in [0, 1e30]; a number, or one for each image, (batch,).
         fields: (batch, ...), of rank 4.
         unit: of the strength, for errors.
 
@@ -41,12 +42,13 @@ def limit_of(name: str, strength: Any, fields: Any, unit: str) -> Any:
     Raises:
         ValueError: if a value is out of range, or their number is not that of images.
     """
-    if isinstance(strength, (int, float, list, tuple, np.ndarray, np.generic)):
-        values = np.asarray(strength, "float64")
-        if not np.all((values >= 0) & (values < np.inf)):
+    if isinstance(strength, (np.ndarray, np.generic)) or not hasattr(strength, "dtype"):
+        values = _numbers(strength)
+        if not np.all((values >= 0) & (values <= LARGEST)):
             raise ValueError(
-                f"Received {name}={strength!r}. Pass finite numbers >= 0, {unit}."
+                f"Received {name}={strength!r}. Pass numbers in [0, 1e30], {unit}."
             )
+        strength = values
     strength = ops.convert_to_tensor(strength, "float32")
     if len(strength.shape) > 1 or (
         len(strength.shape) == 1
@@ -58,6 +60,16 @@ def limit_of(name: str, strength: Any, fields: Any, unit: str) -> Any:
             "images. Pass a number, or one for each image."
         )
     return ops.reshape(strength, (-1, 1, 1, 1))
+
+
+def _numbers(x: Any) -> np.ndarray:
+    """Returns float64, NaN for what is not a number."""
+    try:
+        given = np.asarray(x)
+        real = given.dtype.kind not in "USc"  # no strings, no complex numbers
+        return given.astype("float64") if real else np.array(np.nan)
+    except (TypeError, ValueError, OverflowError):
+        return np.array(np.nan)
 
 
 def is_zero(field: Any) -> Any:

@@ -137,6 +137,11 @@ def move_boxes(boxes: Any, flow: Any) -> Any:
 def _sample(images: Any, y: Any, x: Any, interpolation: str = "bilinear") -> Any:
     """Samples images at clamped coordinates; returns (batch, ..., channels)."""
     height, width, channels = images.shape[1:]
+    dtype = backend.standardize_dtype(images.dtype)
+    if interpolation != "nearest" and not backend.is_float_dtype(dtype):
+        dtype = "float32"
+    if images.shape[0] == 0:  # of which JAX takes none in another shape
+        return ops.zeros((*ops.shape(y), channels), dtype)
     row = ops.arange(ops.shape(images)[0], dtype="int32") * (height * width)
     for _ in y.shape[1:]:
         row = row[..., None]
@@ -153,9 +158,6 @@ def _sample(images: Any, y: Any, x: Any, interpolation: str = "bilinear") -> Any
     down = width if height > 1 else 0
     right = 1 if width > 1 else 0
     corner = row + y0 * width + x0
-    dtype = backend.standardize_dtype(images.dtype)
-    if not backend.is_float_dtype(dtype):
-        dtype = "float32"
     # Gathering whole pixels by flat index was fastest on a CPU, with and without XLA
     # (benchmarks/solve_and_warp.py).
     a, b, c, d = (

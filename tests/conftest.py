@@ -30,7 +30,7 @@ if backend.backend() != "tensorflow":
             *("kept_gradients", "refresh_snapshot", "reuse_step", "stopping"),
         )
     ]
-    collect_ignore += ["parity", "usages"]
+    collect_ignore += ["faults", "parity", "usages"]
 
 
 def pytest_collection_modifyitems(items):
@@ -38,6 +38,9 @@ def pytest_collection_modifyitems(items):
         marker = item.get_closest_marker("backends")
         if marker and backend.backend() not in marker.args:
             item.add_marker(pytest.mark.skip(reason=f"is of {marker.args}"))
+        # test_backends.py holds the numbers of an audit on every backend.
+        if backend.backend() != "tensorflow" and "audit" in item.path.parts:
+            item.add_marker(pytest.mark.rare)
 
 
 if backend.backend() == "torch":

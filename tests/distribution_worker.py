@@ -2,6 +2,8 @@
 
     python distribution_worker.py mirrored <file>    two devices in one process
     python distribution_worker.py workers <file>     one of the workers of TF_CONFIG
+    python distribution_worker.py parallel <file>    four devices in one process, on JAX
+    python distribution_worker.py process <file> <address> <number>  one of two, JAX
 
 The results, or the traceback, of each case are pickled into the file.
 """
@@ -9,6 +11,7 @@ The results, or the traceback, of each case are pickled into the file.
 import contextlib
 import pickle
 import sys
+import tempfile
 import traceback
 
 import keras
@@ -40,15 +43,38 @@ def recoloring():
     )
 
 
-def build(*inside):
+def sgd():
+    return keras.optimizers.SGD(0.05, momentum=0.9)
+
+
+def scaled():
+    return keras.optimizers.LossScaleOptimizer(sgd(), initial_scale=256.0)
+
+
+def build(*inside, kind=keras.Sequential, optimizer=sgd, **arguments):
     """Returns a model without BatchNormalization, which sees but its own replica."""
     keras.utils.set_random_seed(0)
     conv, norm, *rest = small_model(compiled=False).layers
-    model = keras.Sequential([keras.Input((8, 8, 1)), *inside, conv, *rest])
+    model = kind([keras.Input((8, 8, 1)), *inside, conv, *rest])
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    optimizer = keras.optimizers.SGD(0.05, momentum=0.9)
-    model.compile(optimizer, loss, metrics=["accuracy"], jit_compile=False)
+    optimizer = optimizer()
+    if keras.backend.backend() == "tensorflow":
+        arguments = {"jit_compile": False, **arguments}
+    model.compile(optimizer, loss, metrics=["accuracy"], **arguments)
     return model
+
+
+class Subclassed(keras.Model):
+    """Does not tell the size of its images."""
+
+    def __init__(self, layers):
+        super().__init__()
+        self.parts = [x for x in layers if isinstance(x, keras.Layer)]
+
+    def call(self, x):
+        for part in self.parts:
+            x = part(x)
+        return x
 
 
 def trained(model, callbacks, count=8, **kwargs):
@@ -82,6 +108,63 @@ def inside(layer):
         return trained(model, [ksa.AdversarialTraining()])
 
     return case
+
+
+def orders(count, epochs):
+    """Returns the images in another order in each epoch, in batches."""
+    random = np.random.default_rng(0)
+    order = np.concatenate([random.permutation(count) for _ in range(epochs)])
+    rows = tuple(array[order] for array in data(count))
+    return tf.data.Dataset.from_tensor_slices(rows).batch(BATCH)
+
+
+def shuffled(adversary, **arguments):
+    """Trains on shuffled images: layers inside and a callback, as `adversary` returns.
+
+    A device meets images that another one had in the epoch before.
+    """
+
+    def case(strategy, scope):
+        with scope():
+            inside, callback = adversary()
+            model = build(*inside, **arguments)
+        epochs = {"epochs": 4, "steps_per_epoch": 2, "verbose": 0}
+        history = model.fit(orders(8, 4), callbacks=[callback], **epochs).history
+        store = callback.gradient
+        tables = [copies(x) for x in getattr(store, "variables", ())]
+        return model.get_weights(), history, tables
+
+    return case
+
+
+def reused(layers, **arguments):
+    def adversary():
+        store = ksa.GradientStore(capacity=64)
+        return [], ksa.AdversarialTraining(layers(), gradient=store)
+
+    return shuffled(adversary, **arguments)
+
+
+def resumed(strategy, scope):
+    """Trains two epochs, and one more from the backup of the store."""
+    with tempfile.TemporaryDirectory() as folder:
+        found = []
+        for epochs in (2, 1):
+            with scope():
+                model = build()
+            store = ksa.GradientStore(64, backup_dir=folder, delete_checkpoint=False)
+            callback = ksa.AdversarialTraining(flow(), gradient=store)
+            _, history = trained(model, [callback], epochs=epochs)
+            found += history["gradient_hit_rate"]
+        return found, [len(copies(x)) for x in store.variables]
+
+
+def copies(variable):
+    """Returns what each device of this process holds of a variable."""
+    value = variable.value
+    if keras.backend.backend() == "jax":
+        return [np.asarray(shard.data) for shard in value.addressable_shards]
+    return [np.asarray(x) for x in getattr(value, "values", [value])]
 
 
 def a_replica_without_images(strategy, scope):
@@ -129,8 +212,20 @@ def pipeline(bind_inside):
     return case
 
 
+def both():
+    return [
+        recoloring(),
+        ksa.AdversarialFlow(rate=1.0, max_displacement=(2, 2), seed=5),
+    ]
+
+
 MIRRORED = {
     "plain": plain,
+    "reused": reused(both),
+    "reused, size unknown": reused(flow, kind=Subclassed),
+    "reused, resumed": resumed,
+    "reused, compiled": reused(flow, jit_compile=True),
+    "reused, loss scale": reused(flow, optimizer=scaled),
     "flow": outside(flow),
     "recoloring": outside(recoloring),
     "flow inside": inside(flow),
@@ -142,6 +237,12 @@ MIRRORED = {
 }
 
 
+ALONE = (
+    *("half of the images", "pipeline, bound inside"),
+    *("reused, compiled", "reused, resumed"),
+)
+
+
 def mirrored():
     two = [tf.config.LogicalDeviceConfiguration()] * 2
     tf.config.set_logical_device_configuration(
@@ -149,7 +250,7 @@ def mirrored():
     )
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
     for name, case in MIRRORED.items():
-        if name not in ("half of the images", "pipeline, bound inside"):
+        if name not in ALONE:
             yield f"{name}, one", lambda case=case: case(None, contextlib.nullcontext)
         yield f"{name}, two", lambda case=case: case(strategy, strategy.scope)
 
@@ -157,8 +258,10 @@ def mirrored():
 # One worker of several.
 
 
-def loop(strategy, make_step, *inside):
+def loop(strategy, make_step, *inside, batches=None):
     """Trains by a loop of one's own, `step = make_step(model)` for each replica."""
+    if batches is None:
+        batches = tf.data.Dataset.from_tensor_slices(data()).batch(BATCH).repeat(EPOCHS)
     with strategy.scope():
         model = build(*(layer() for layer in inside))
         model.optimizer.build(model.trainable_variables)
@@ -168,15 +271,13 @@ def loop(strategy, make_step, *inside):
     def run(x, y):
         strategy.run(step, args=((x, y),))
 
-    batches = tf.data.Dataset.from_tensor_slices(data()).batch(BATCH)
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = (
         tf.data.experimental.AutoShardPolicy.DATA
     )
-    batches = strategy.experimental_distribute_dataset(batches.with_options(options))
-    for _ in range(EPOCHS):
-        for x, y in batches:
-            run(x, y)
+    batches = batches.with_options(options)
+    for x, y in strategy.experimental_distribute_dataset(batches):
+        run(x, y)
     return model.get_weights()
 
 
@@ -192,9 +293,8 @@ def augmenting_step(layer):
     return make_step
 
 
-def step_of_the_callback():
+def step_of(callback):
     def make_step(model):
-        callback = ksa.AdversarialTraining()
         callback.set_model(model)
         callback.set_params({})
         callback.on_train_begin()
@@ -219,18 +319,65 @@ def workers():
     steps = {
         "plain": (plain_step,),
         "flow": (augmenting_step(flow),),
-        "callback": (step_of_the_callback(), flow),
+        "callback": (step_of(ksa.AdversarialTraining()), flow),
     }
     for name, (make_step, *inside) in steps.items():
         yield name, lambda a=make_step, b=inside: loop(strategy, a, *b)
+    step = step_of(ksa.AdversarialTraining(both(), gradient="reuse"))
+    yield "reused", lambda: loop(strategy, step, batches=orders(8, 4))
     # Last, because an error in a step may leave the workers at odds.
     yield "fit", lambda: fit(strategy)
     yield "fit with callback", lambda: fit(strategy, ksa.AdversarialTraining(flow()))
 
 
-def main(kind, path):
+# On JAX: each step sees the whole batch, and the compiler spreads it.
+
+
+PARALLEL = {
+    "reused": reused(both),
+    "flow": shuffled(lambda: ([], ksa.AdversarialTraining(flow()))),
+    "flow inside": shuffled(lambda: ([flow()], ksa.AdversarialTraining())),
+}
+
+
+def model_parallel():
+    """Splits the filters among two devices, and the batch among two pairs of these."""
+    devices = keras.distribution.list_devices()
+    mesh = keras.distribution.DeviceMesh((2, 2), ("batch", "model"), devices)
+    layout = keras.distribution.LayoutMap(mesh)
+    layout[".*conv2d.*kernel"] = (None, None, None, "model")
+    return keras.distribution.ModelParallel(layout_map=layout, batch_dim_name="batch")
+
+
+def distributed(case, distribution):
+    with distribution.scope():
+        return case(None, contextlib.nullcontext)
+
+
+def parallel():
+    halves = keras.distribution.list_devices()[:2]
+    halves = keras.distribution.DataParallel(devices=halves)
+    split = model_parallel()
+    for name, case in PARALLEL.items():
+        yield f"{name}, one", lambda x=case: x(None, contextlib.nullcontext)
+        yield f"{name}, two", lambda x=case: distributed(x, halves)
+        yield f"{name}, split", lambda x=case: distributed(x, split)
+
+
+def process(address, number):
+    keras.distribution.initialize(address, 2, int(number))
+    keras.distribution.set_distribution(keras.distribution.DataParallel())
+    yield "devices", lambda: len(keras.distribution.list_devices())
+    for name, case in PARALLEL.items():
+        yield name, lambda x=case: x(None, contextlib.nullcontext)
+
+
+KINDS = {"mirrored": mirrored, "workers": workers, "parallel": parallel}
+
+
+def main(kind, path, *arguments):
     results = {}
-    for name, case in {"mirrored": mirrored, "workers": workers}[kind]():
+    for name, case in {**KINDS, "process": process}[kind](*arguments):
         try:
             results[name] = case()
         except Exception:

@@ -3,10 +3,10 @@
 `python -m tests.test_backends` writes the file anew, on the backend in use.
 """
 
-import os
 import pathlib
 import subprocess
 import sys
+import threading
 
 import keras
 import numpy as np
@@ -15,6 +15,7 @@ from keras import backend, layers, ops
 
 import keras_structadv as ksa
 from keras_structadv.backends import framework
+from keras_structadv.backends.train_step import recorded
 from keras_structadv.training.fingerprint import fingerprint
 from keras_structadv.warp import move_boxes, move_points
 from tests.models import bind_as_fit_does
@@ -274,29 +275,6 @@ def test_a_pipeline_of_tensorflow_is_told_what_to_do():
     assert len(fit(network(), data, None, ksa.AdversarialTraining(layer))["loss"]) == 3
 
 
-ON_JAX = """
-import keras
-import numpy as np
-from tests.test_backends import LOSS, digits, fit, fixed, ksa, network
-
-def losses(model):
-    callback = ksa.AdversarialTraining(fixed(ksa.AdversarialFlow), gradient=gradient)
-    return fit(model, *digits(16), callback)["loss"]
-
-for gradient in ("fresh", "reuse"):
-    expected = losses(network())
-    with keras.distribution.DataParallel().scope():
-        np.testing.assert_allclose(losses(network()), expected, rtol=1e-3)
-"""
-
-
-@pytest.mark.backends("jax")
-def test_data_parallel_training_is_that_on_one_device():
-    flags = "--xla_force_host_platform_device_count=2"
-    environment = {**os.environ, "XLA_FLAGS": flags}
-    subprocess.run([sys.executable, "-c", ON_JAX], check=True, env=environment)
-
-
 class OwnStep(keras.Model):
     """With a step of its own, as Keras' guide has it for JAX."""
 
@@ -467,6 +445,7 @@ def test_ways_to_run_on_jax(compiled):
 TRAINS = """
 import importlib.machinery
 import sys
+import threading
 
 class Missing:  # as if it were not installed
     def find_spec(self, name, *_):
@@ -502,3 +481,27 @@ def test_tensorflow_is_not_needed():
 
 if __name__ == "__main__":
     np.savez_compressed(STORED, **values())
+
+
+def test_a_method_is_recorded_for_each_thread():
+    # As replicas do: each enters before the others have left.
+    model = network()
+    own = model.compute_loss
+    entered, left = threading.Barrier(2), []
+
+    def replica(number):
+        with recorded(model, "summary") as results:
+            entered.wait()
+            for _ in range(number):
+                model.summary(print_fn=lambda line: None)
+            entered.wait()
+            left.append((number, len(results)))
+
+    threads = [threading.Thread(target=replica, args=(n,)) for n in (1, 2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(left) == [(1, 1), (2, 2)]
+    assert "summary" not in vars(model)
+    assert model.compute_loss == own

@@ -13,6 +13,7 @@ from keras import ops
 import keras_structadv as ksa
 from keras_structadv.operators import EdgePreserving
 from keras_structadv.solvers import recoloring_basis
+from tests.damage import Evil, damaged, peak_memory, small_files
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +71,7 @@ SCRIPT = """
 
 
 @pytest.mark.fused
-@pytest.mark.slow
+@pytest.mark.rare
 def test_a_run_that_was_killed_goes_on_to_the_same_file(images, tmp_path):
     whole, killed = tmp_path / "whole.npy", tmp_path / "killed.npy"
     compute(images, whole, batch_size=1)
@@ -118,6 +119,10 @@ def test_a_truncated_file_is_named(images, tmp_path):
         compute(images, path)
     path.write_bytes(b"")
     with pytest.raises(ValueError, match="basis.npy is truncated"):
+        compute(images, path)
+    np.savez(tmp_path / "other.npz", np.zeros(3))
+    (tmp_path / "other.npz").rename(path)
+    with pytest.raises(ValueError, match="basis.npy is truncated or not an array"):
         compute(images, path)
 
 
@@ -228,3 +233,123 @@ def test_an_image_that_is_not_finite_is_named(images, tmp_path):
         compute(given, tmp_path / "basis.npy")
     assert os.listdir(tmp_path) == []  # so that the mended images can follow
     compute(np.nan_to_num(given), tmp_path / "basis.npy")
+
+
+@pytest.mark.parametrize("name", ["basis.npy", "basis.npy.json"])
+def test_a_damaged_file_is_refused_or_means_the_same(images, tmp_path, name):
+    images, path = images[:2], tmp_path / name
+    wanted = np.array(compute(images, tmp_path / "basis.npy", rank=1))
+    whole = path.read_bytes()
+    contents = damaged(whole)
+
+    def computed(images, path):
+        return ksa.precompute_basis(images, path, 1, batch_size=4, verbose=0)
+
+    refused = 0
+    for content in contents:
+        path.write_bytes(content)
+        try:
+            basis = computed(images, tmp_path / "basis.npy")
+        except ValueError as error:
+            assert "basis.npy" in str(error) and "elete" in str(error), error
+            refused += 1
+        else:
+            np.testing.assert_array_equal(basis, wanted)
+    assert refused > 45
+
+
+def test_a_hostile_file_is_refused_before_it_is_read(images, tmp_path):
+    path, record = tmp_path / "basis.npy", tmp_path / "basis.npy.json"
+    compute(images, path)
+    whole, about = path.read_bytes(), json.loads(record.read_text())
+    with open(path, "wb") as file:
+        shape = {"descr": "<f2", "fortran_order": False, "shape": (10**13, 9)}
+        np.lib.format.write_array_header_1_0(file, shape)
+    with peak_memory() as peak, pytest.raises(ValueError, match="truncated"):
+        compute(images, path)
+    np.save(path, np.array([Evil(tmp_path / "evil")], object))
+    with pytest.raises(ValueError, match="not an array"):
+        compute(images, path)
+    assert not (tmp_path / "evil").exists() and peak.bytes < 2**25
+    path.write_bytes(whole)
+    for change in (
+        '{"done": 1e400}',
+        "[" * 20_000,
+        " " * 2**17,
+        json.dumps({**about, "done": 11}),
+        json.dumps({**about, "done": -1}),
+        json.dumps({**about, "done": "ten"}),
+        json.dumps([*about]),
+    ):
+        record.write_text(change)
+        with pytest.raises(ValueError, match="its record .* cannot be read"):
+            compute(images, path)
+    path.rename(tmp_path / "basis.npy.part")
+    record.write_text(json.dumps({**about, "checksum": about["checksum"] ^ 1}))
+    with pytest.raises(ValueError, match="damaged: its checksum"):
+        compute(images, path)
+
+
+def test_a_full_disk_leaves_what_is_done(images, tmp_path):
+    whole, path = tmp_path / "whole.npy", tmp_path / "basis.npy"
+    compute(images, whole, batch_size=1)
+    write, done = ksa.basis._write, []
+
+    def written(record, content):
+        write(record, content)
+        done.append(content["done"])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ksa.basis, "_write", written)
+        # A file that may not grow is refused as a whole, before anything is computed.
+        with small_files(1000), pytest.raises(OSError, match="too large"):
+            compute(images, path, batch_size=1)
+        assert done == [0] and not path.exists()
+    compute(images, path, batch_size=1)
+    assert path.read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.slow
+def test_a_full_disk_does_not_end_the_process(images, tmp_path):
+    # A full disk ends a process that writes through a memory map.
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    given = ["mount", "-t", "tmpfs", "-o", "size=32k", "tmpfs", str(disk)]
+    try:
+        mounted = subprocess.run(given, capture_output=True, text=True)
+    except OSError as error:
+        pytest.skip(f"there is no mount ({error})")
+    if mounted.returncode:
+        pytest.skip(f"no disk can be mounted: {mounted.stderr}")
+    script = FULL_DISK.format(path=disk / "basis.npy")
+    try:
+        ended = subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True
+        )
+        assert "No space left on device" in ended.stderr, ended.stderr
+        assert ended.returncode == 1
+        done = json.loads((disk / "basis.npy.json").read_text())["done"]
+        assert 0 < done < 10
+        subprocess.run(["mount", "-o", "remount,size=1m", str(disk)], check=True)
+        subprocess.run([sys.executable, "-c", script], check=True)
+        compute(images, tmp_path / "whole.npy", batch_size=1, dtype="float32")
+        found = (disk / "basis.npy").read_bytes()
+        assert found == (tmp_path / "whole.npy").read_bytes()
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+FULL_DISK = """
+import numpy as np
+from keras import ops
+import keras_structadv as ksa
+
+def quick(operator, rank):
+    values = ops.transpose(operator.diagonal(), (3, 0, 1, 2))[..., None]
+    return values * np.arange(1, rank + 1, dtype="float32")
+
+ksa.basis.recoloring_basis = quick
+ksa.basis.fused = lambda function, in_eager=False: function
+(images, _), _ = ksa.datasets.load_photographs(size=12, crops=1)
+ksa.precompute_basis(images, "{path}", 3, batch_size=1, verbose=0, dtype="float32")
+"""

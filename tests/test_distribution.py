@@ -21,7 +21,7 @@ pytest.importorskip("tensorflow")
 WORKER = pathlib.Path(__file__).with_name("distribution_worker.py")
 
 
-def start(kind, path, **environment):
+def start(kind, path, *arguments, **environment):
     root = str(WORKER.parents[1])
     paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {
@@ -33,7 +33,7 @@ def start(kind, path, **environment):
         "TF_ENABLE_ONEDNN_OPTS": "0",
         **environment,
     }
-    command = [sys.executable, str(WORKER), kind, str(path)]
+    command = [sys.executable, str(WORKER), kind, str(path), *arguments]
     with open(f"{path}.log", "w") as log:
         return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
 
@@ -41,7 +41,7 @@ def start(kind, path, **environment):
 def finish(processes, paths):
     try:
         for process in processes:
-            process.wait(timeout=300)
+            process.wait(timeout=900)
     finally:
         for process in processes:
             process.kill()
@@ -170,6 +170,61 @@ def test_a_snapshot_is_one_copy(mirrored, where):
     assert result(mirrored, f"pipeline, bound {where}, two")[2] == 0
 
 
+def assert_trained_as_one(alone, together, devices):
+    """Holds that several devices find what any of them kept, and train as one does."""
+    (one, expected, (table, *_)), (two, history, tables) = alone, together
+    assert_close(one, two)
+    assert history["gradient_hit_rate"] == [0, 1, 1, 1]
+    assert set(history) == set(expected)
+    for name, values in expected.items():
+        np.testing.assert_allclose(history[name], values, rtol=1e-3)
+    for copies in tables:
+        assert len(copies) == devices
+        assert all(np.array_equal(copy, copies[0]) for copy in copies)
+    keys = tables[0][0]
+    np.testing.assert_array_equal(keys, table[0])
+    assert (keys[:, 0] >= 0).sum() == 8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "case", ["reused", "reused, size unknown", "reused, loss scale"]
+)
+def test_a_replica_finds_the_gradients_of_the_others(mirrored, case):
+    one, two = (result(mirrored, f"{case}, {count}") for count in ("one", "two"))
+    assert_trained_as_one(one, two, devices=2)
+    assert distance(two[0], result(mirrored, "plain, two")[0]) > 1e-3
+
+
+@pytest.mark.slow
+def test_replicas_find_the_gradients_of_a_backup(mirrored):
+    assert result(mirrored, "reused, resumed, two") == ([0, 1, 1], [2, 2])
+
+
+@pytest.mark.slow
+def test_reuse_by_replicas_that_xla_compiles_is_refused(mirrored):
+    assert (
+        "Compile the model with jit_compile=False" in mirrored["reused, compiled, two"]
+    )
+
+
+@pytest.mark.parametrize("name", ["OneDeviceStrategy", "CentralStorageStrategy"])
+def test_reuse_under_other_strategies(name, images, labels):
+    import tensorflow as tf
+
+    callback = ksa.AdversarialTraining(flow(), gradient="reuse")
+    if name == "OneDeviceStrategy":
+        with tf.distribute.OneDeviceStrategy("CPU:0").scope():
+            model = build()
+        history = model.fit(images, labels, callbacks=[callback], **FIT).history
+        assert history["gradient_hit_rate"] == [0, 1]
+        return
+    with tf.distribute.experimental.CentralStorageStrategy().scope():
+        model = build()
+    with pytest.raises(NotImplementedError, match=f"{name}.*Use MirroredStrategy"):
+        model.fit(images, labels, callbacks=[callback], **FIT)
+
+
 # Two workers, each a process.
 
 
@@ -211,6 +266,13 @@ def test_two_workers_train_as_one(mirrored, workers, case, alone):
 
 
 @pytest.mark.slow
+def test_a_worker_finds_the_gradients_of_the_other(mirrored, workers):
+    first, second = (result(results, "reused") for results in workers)
+    assert_close(first, second, atol=0)
+    assert_close(first, result(mirrored, "reused, one")[0])
+
+
+@pytest.mark.slow
 @pytest.mark.xfail(
     reason="Keras 3 cannot fit a plain model under MultiWorkerMirroredStrategy "
     "(github.com/tensorflow/tensorflow/issues/72388); try the callback when it can",
@@ -222,6 +284,68 @@ def test_two_workers_fit_as_one(mirrored, workers, case, alone):
     first, second = (result(results, case) for results in workers)
     assert_close(first, second, atol=0)
     assert_close(first, result(mirrored, f"{alone}, one")[0])
+
+
+# Several devices in one process, and two processes, on JAX.
+
+
+@pytest.fixture(scope="module")
+def parallel(tmp_path_factory):
+    path = tmp_path_factory.mktemp("parallel") / "results"
+    flags = "--xla_force_host_platform_device_count=4"
+    started = start("parallel", path, KERAS_BACKEND="jax", XLA_FLAGS=flags)
+    return finish([started], [path])[0]
+
+
+@pytest.fixture(scope="module")
+def processes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("processes")
+    (port,) = free_ports(1)
+    paths = [folder / name for name in ("first", "second")]
+    started = [
+        start("process", path, f"127.0.0.1:{port}", str(number), KERAS_BACKEND="jax")
+        for number, path in enumerate(paths)
+    ]
+    return finish(started, paths)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("split,devices", [("two", 2), ("split", 4)])
+def test_a_device_of_jax_finds_the_gradients_of_the_others(parallel, split, devices):
+    one, all_ = (result(parallel, f"reused, {x}") for x in ("one", split))
+    assert_trained_as_one(one, all_, devices)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("split", ["two", "split"])
+@pytest.mark.parametrize("case", ["flow", "flow inside"])
+def test_several_devices_of_jax_train_as_one(parallel, case, split):
+    (one, expected, _), (all_, history, _) = (
+        result(parallel, f"{case}, {x}") for x in ("one", split)
+    )
+    assert_close(one, all_)
+    for name, values in expected.items():
+        np.testing.assert_allclose(history[name], values, rtol=1e-3)
+    assert min(history["adversarial_loss_gain"]) > 0
+
+
+@pytest.mark.slow
+def test_a_process_of_jax_finds_the_gradients_of_the_other(parallel, processes):
+    assert [result(results, "devices") for results in processes] == [2, 2]
+    one = result(parallel, "reused, one")
+    first, second = (result(results, "reused") for results in processes)
+    assert_trained_as_one(one, first, devices=1)
+    assert_trained_as_one(one, second, devices=1)
+    assert_close(first[0], second[0], atol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["flow", "flow inside"])
+def test_two_processes_of_jax_train_as_one(parallel, processes, case):
+    one = result(parallel, f"{case}, one")[0]
+    first, second = (result(results, case)[0] for results in processes)
+    assert_close(first, second, atol=0)
+    assert_close(first, one)
 
 
 # Several steps in one call, and optimizers that do more than a step.

@@ -1,6 +1,11 @@
 """The experiments: data, models, cells, training, tables, searches."""
 
 import json
+import os
+import pathlib
+import subprocess
+import sys
+import time
 
 import keras
 import numpy as np
@@ -12,6 +17,7 @@ from experiments import attack, datasets, models, runs, search, table, train
 from experiments.cells import ADVERSARIES, CONFIGS, Cell, load_cells
 from experiments.plans import PLAIN, VARIANTS
 from keras_structadv.layers.base import StructuredAdversary
+from tests.damage import small_files
 
 DATA = ("cifar10", "cifar100", "stl10")
 # Tables 1 and 2 of the paper, in percent, in the order of `DATA`.
@@ -73,13 +79,14 @@ def test_every_cell_of_the_paper_has_a_file(name, numbers):
             assert rates == {1.0}
 
 
+@pytest.mark.rare
 @pytest.mark.parametrize(
     "cell",
     [
         "table1/cifar10-flow-autoaugment",
         "table1/stl10-recoloring-randaugment",
         "table2/cifar100-recoloring",
-        pytest.param("small/finetune-recoloring", marks=pytest.mark.slow),
+        "small/finetune-recoloring",
     ],
 )
 def test_cells_run(cell, capsys):
@@ -87,6 +94,7 @@ def test_cells_run(cell, capsys):
     assert "two steps" in capsys.readouterr().out
 
 
+@pytest.mark.rare
 @pytest.mark.parametrize("adversary", [x for x in ADVERSARIES if x != "none"])
 def test_adversaries_run_with_a_policy(adversary, capsys):
     changes = [f"adversary={adversary}", "policy=base"]
@@ -320,9 +328,10 @@ def test_runs_that_are_there_are_not_repeated(tmp_path, capsys):
     assert results_of(path, "--seeds", "1")[0]["accuracy"] == first[0]["accuracy"]
 
 
-def test_an_interrupted_run_goes_on_with_its_epoch(tmp_path):
-    changes = ["adversary=flow-reused", "policy=none", "epochs=3"]
+def test_an_interrupted_run_is_the_uninterrupted_one(tmp_path):
+    changes = ["adversary=flow-reused", "policy=none", "epochs=4"]
     (cell,) = load_cells("small/digits", changes)
+    _, whole = runs.train(cell, 0)
     epochs = []
 
     class Interrupted(keras.callbacks.Callback):
@@ -337,11 +346,142 @@ def test_an_interrupted_run_goes_on_with_its_epoch(tmp_path):
     with pytest.raises(RuntimeError, match="interrupted"):
         runs.train(cell, 0, state=tmp_path, callbacks=callbacks)
     _, record = runs.train(cell, 0, state=tmp_path, callbacks=callbacks)
-    assert epochs == [0, 1, 2, 2]
+    assert epochs == [0, 1, 2, 2, 3]
     assert record["history"]["gradient_hit_rate"] > 0.5  # the store came back too
+    for name in ("accuracy", "history", "early"):
+        assert record[name] == pytest.approx(whole[name], rel=1e-4)
+    # Its record was not written, but nothing is left to train.
+    _, again = runs.train(cell, 0, state=tmp_path, callbacks=callbacks)
+    assert again["history"] == record["history"]
+    path = tmp_path / "progress.npz"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="progress.npz is no state.*Delete the folder"):
+        runs.train(cell, 0, state=tmp_path)
+
+
+def test_the_state_of_a_run_stays_until_it_is_recorded(tmp_path, monkeypatch):
+    path = tmp_path / "results.jsonl"
+    common = ["resumable=true", "--seeds", "1"]
+    monkeypatch.setattr(
+        train, "run_all", lambda jobs, one, *_: runs.run_all(jobs, one, 1, None)
+    )
+
+    def fails(*_):
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError):
+        patch.setattr(train, "append_record", fails)
+        results_of(path, *common)
+    (state,) = tmp_path.glob("results.jsonl.state/*")
+    assert len(results_of(path, *common)) == 1 and not state.exists()
+    state.mkdir()  # killed after the record
+    assert len(results_of(path, *common)) == 1 and not state.exists()
+
+
+PARENT = """
+import sys, time
+from experiments import runs
+if __name__ == "__main__":
+    dict(runs.run_all([300.0], time.sleep, workers=1, tasks=1))
+"""
 
 
 @pytest.mark.slow
+def test_workers_end_with_their_parent(tmp_path):
+    (tmp_path / "parent.py").write_text(PARENT)
+    with subprocess.Popen(
+        [sys.executable, tmp_path / "parent.py"], env={**os.environ, "PYTHONPATH": "."}
+    ) as parent:
+        try:
+            wait_for(lambda: "spawn_main" in commands_below(parent.pid))
+            below = children_of(parent.pid)
+            time.sleep(1)
+        finally:
+            parent.kill()
+    wait_for(lambda: not any(is_running(number) for number in below))
+
+
+def children_of(number):
+    return [int(x) for x in _read(f"/proc/{number}/task/{number}/children").split()]
+
+
+def commands_below(number):
+    return " ".join(_read(f"/proc/{x}/cmdline") for x in children_of(number))
+
+
+def is_running(number):
+    state = _read(f"/proc/{number}/stat").rpartition(")")[2].split()
+    return bool(state) and state[0] != "Z"
+
+
+def _read(path):
+    try:
+        return pathlib.Path(path).read_text()
+    except OSError:
+        return ""
+
+
+def wait_for(condition, seconds=240):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_two_processes_lose_no_line(tmp_path):
+    path, count = tmp_path / "results.jsonl", 200
+    script = (
+        "import pathlib, sys; from experiments.table import append_record\n"
+        f"for n in range({count}):\n"
+        f"    record = {{'who': sys.argv[1], 'n': n, 'long': 'x' * 30000}}\n"
+        f"    append_record(pathlib.Path({str(path)!r}), record)"
+    )
+    both = [subprocess.Popen([sys.executable, "-c", script, who]) for who in "ab"]
+    assert [one.wait() for one in both] == [0, 0]
+    records = table.read_records(path)
+    found = [(record["who"], record["n"]) for record in records]
+    assert sorted(found) == [(who, n) for who in "ab" for n in range(count)]
+
+
+def test_a_full_disk_leaves_whole_lines(tmp_path, capsys):
+    path = tmp_path / "results.jsonl"
+    table.append_record(path, {"n": 1})
+    with small_files(100), pytest.raises(OSError, match="too large"):
+        table.append_record(path, {"n": "x" * 30_000})
+    assert path.read_text() == '{"n": 1}\n'
+    with path.open("ab") as file:
+        file.write(b"5\n" + b"[" * 20_000 + b"\n\xff\n")
+    assert table.read_records(path) == [{"n": 1}]
+    err = capsys.readouterr().err
+    assert [f"line {n}: skipped" in err for n in (1, 2, 3, 4)] == [False, *[True] * 3]
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("extends = 'own.toml'", "own.toml extends itself"),
+        ("extends = 'digits", "own.toml is no TOML"),
+        ("x = " + "[" * 20_000, "own.toml is no TOML"),
+        ("epochs = 1000000000", "epochs=1000000000. Pass an integer <="),
+        ("epochs = 'many'", "epochs='many'"),
+        ("batch_size = 0", "batch_size=0"),
+        ("model = 'small-cnn'", "model='small-cnn'. Pass a table"),
+        ("model = {name = 'wide-resnet', depth = 1000000}", "model.depth=1000000"),
+        ("attack = {steps = 1000000000}", "attack.steps=1000000000"),
+        ("resumable = 1", "resumable=1. Pass a bool"),
+        ("optimizer = {name = 'deserialize', learning_rate = 1}", "class of"),
+        ("optimizer = {name = '__name__', learning_rate = 1}", "class of"),
+    ],
+)
+def test_a_configuration_of_a_stranger_is_checked(tmp_path, text, words):
+    path = tmp_path / "own.toml"
+    base = "" if "extends" in text else f"extends = '{CONFIGS}/small/digits.toml'\n"
+    path.write_text(base + text)
+    with pytest.raises(ValueError, match=words):
+        load_cells(str(path))
+
+
+@pytest.mark.rare
 def test_workers_are_renewed_and_no_job_is_lost():
     results = dict(runs.run_all([-3, -2, -1], abs, workers=2, tasks=1))
     assert results == {-3: 3, -2: 2, -1: 1}

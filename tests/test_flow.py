@@ -1,3 +1,5 @@
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from keras import ops
@@ -144,6 +146,29 @@ def test_flows_of_two_pixels_do_not_fold():
     assert ops.convert_to_numpy(folded_fraction(flow)).max() == 0
 
 
+@pytest.mark.parametrize("number", [np.float64, np.float32, np.int64, Fraction])
+def test_numbers_may_be_of_every_type(number):
+    images, gradients = case()
+    given, plain = (
+        {"smoothness": kind(4), "max_displacement": kind(2), "alpha": kind(3)}
+        for kind in (number, float)
+    )
+    flow = flow_of(images, gradients, **given)
+    np.testing.assert_array_equal(flow, flow_of(images, gradients, **plain))
+    del given["alpha"]
+    flow = ops.convert_to_numpy(random_flow(images, seed=0, **given))
+    assert flow.dtype == "float32"
+
+
+@pytest.mark.parametrize("wrong", [np.complex64(1j), "1", None])
+@pytest.mark.parametrize("name", ["images", "gradients"])
+def test_what_is_no_number_is_named(wrong, name):
+    pair = dict(zip(("images", "gradients"), case()))
+    pair[name] = np.full(pair[name].shape, wrong)
+    with pytest.raises(ValueError, match=f"Received {name} that are no real numbers"):
+        ksa.adversarial_flow(**pair)
+
+
 @pytest.mark.parametrize(
     "kwargs,message",
     [
@@ -153,6 +178,11 @@ def test_flows_of_two_pixels_do_not_fold():
         ({"max_displacement": [1.0, float("inf"), 1.0]}, "inf"),
         ({"alpha": 0.0}, "alpha=0.0"),
         ({"solver": "lu"}, "'lu'.*dct"),
+        ({"solver": ["dct"]}, r"solver=\['dct'\]"),
+        ({"max_displacement": 1e39}, r"max_displacement=1e\+39.*1e30"),
+        ({"max_displacement": 10**400}, "max_displacement=10"),
+        ({"max_displacement": "2"}, "max_displacement='2'"),
+        ({"max_displacement": 1j}, "max_displacement=1j"),
     ],
 )
 def test_bad_arguments_are_named(kwargs, message):

@@ -369,6 +369,10 @@ def test_bad_input_is_named(images, labels):
         ksa.per_image_gradients(regression, images, loss="mse")
     with pytest.raises(ValueError, match=r"labels of shape \(4,\).*\(6, 8, 8, 1\)"):
         ksa.per_image_gradients(model, images, labels[:4])
+    with pytest.raises(ValueError, match=r"labels of shape \(6, 2\).*loss fails"):
+        ksa.per_image_gradients(model, images, np.zeros((6, 2)))
+    with pytest.raises(ValueError, match="labels that are no real numbers"):
+        ksa.per_image_gradients(model, images, ["a"] * 6)
     with pytest.raises(ValueError, match="labels without a batch axis"):
         ksa.per_image_gradients(model, images, 1)
     with pytest.raises(ValueError, match="target='nearest'.*most_confident_wrong"):

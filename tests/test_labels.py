@@ -35,6 +35,19 @@ def test_labels_take_the_form_of_others():
         np.testing.assert_array_equal(labels, one_hot)
 
 
+def test_no_images_have_no_targets():
+    logits = np.zeros((0, 3), "float32")
+    for labels in (np.zeros(0, "int32"), np.zeros((0, 3), "float32")):
+        for rule in (most_confident_wrong, random_wrong):
+            assert tuple(rule(labels, logits).shape) == (0,)
+
+
+def test_a_regression_has_no_most_likely_label():
+    for predictions in (np.zeros((2, 1)), np.zeros((2, 3))):
+        with pytest.raises(ValueError, match="Received no labels.*Pass labels"):
+            most_likely(predictions, per_image_loss(MODEL, "mse"))
+
+
 def test_the_most_likely_label():
     predictions = np.array([[0.2, 0.9, 0.6], [0.8, 0.1, 0.2]])
     several = per_image_loss(MODEL, "binary_crossentropy")

@@ -85,7 +85,7 @@ def test_reads_the_size_in_one_cell(path):
     assert sum("KSA_SMALL" in source for source in sources) == 1
 
 
-@pytest.mark.slow
+@pytest.mark.rare
 @each_notebook
 def test_runs(path, tmp_path, monkeypatch):
     # A kernel of this very Python, which comes before those that Jupyter finds.

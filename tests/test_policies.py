@@ -388,6 +388,7 @@ def test_bad_input_is_named(make, message):
         make()
 
 
+@pytest.mark.rare
 @pytest.mark.parametrize("adversarial", [False, True])
 @pytest.mark.parametrize("jit_compile", [False, True])
 def test_it_trains_inside_a_model(jit_compile, adversarial, photographs):

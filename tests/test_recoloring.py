@@ -1,3 +1,5 @@
+from fractions import Fraction
+
 import numpy as np
 import pytest
 import scipy.sparse
@@ -247,19 +249,39 @@ def test_in_a_graph_with_an_unknown_batch_size(photographs, jit_compile, rank):
         ({"lam": 0}, "lam=0.*None"),
         ({"rank": 0}, "rank=0"),
         ({"rank": 2.5}, "rank=2.5"),
-        ({"rank": 32 * 32 * 3 + 1}, "rank=3073 for images of 3072"),
+        ({"rank": 10**9}, "rank=1000000000. Pass an integer <= 1024"),
         ({"rtol": -1}, "rtol=-1"),
         ({"max_iterations": 0}, "max_iterations=0"),
+        ({"max_iterations": 10**9}, "max_iterations=10*. Pass an integer <= 10000"),
         ({"value_range": (1, 1)}, r"value_range=\(1, 1\)"),
         ({"value_range": ("a", "b")}, "value_range=.'a', 'b'."),
         ({"value_range": (float("nan"), 1)}, r"value_range=\(nan, 1\)"),
         ({"value_range": None}, "value_range=None"),
+        ({"value_range": (0, 1e39)}, "value_range=.*1e30"),
+        ({"value_range": (0, 10**400)}, "value_range=.*1e30"),
+        ({"magnitude": 1e39}, r"magnitude=1e\+39.*1e30"),
+        ({"magnitude": None}, "magnitude=None"),
     ],
     ids=str,
 )
 def test_bad_arguments_are_named(photographs, kwargs, message):
     with pytest.raises(ValueError, match=message):
         ksa.adversarial_recoloring(*photographs, **kwargs)
+
+
+def test_numbers_may_be_of_every_type(photographs):
+    kwargs = {"damping": 0.01, "lam": 3, "magnitude": 0.1}
+    expected = recolor(*photographs, **kwargs)
+    for kind in (np.float64, Fraction):
+        given = {name: kind(value) for name, value in kwargs.items()}
+        np.testing.assert_array_equal(recolor(*photographs, **given), expected)
+
+
+def test_no_images_get_no_perturbations():
+    none = np.zeros((0, 4, 4, 3), "float32")
+    assert recolor(none, none).shape == none.shape
+    basis = np.zeros((*none.shape, 2), "float16")
+    assert tuple(recoloring_from_basis(none, basis).shape) == none.shape
 
 
 def test_bad_shapes_are_named(photographs):

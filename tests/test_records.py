@@ -80,6 +80,35 @@ def test_the_table_of_audits_is_that_of_the_record():
     assert "\n".join(table) in (ROOT / "docs/benchmarks.md").read_text()
 
 
+def test_what_rounded_products_do_is_that_of_the_record():
+    text = record("precision.txt")
+    found = re.findall(r"^\| (\d+) \| (.*?) \| (\w+) \| (.*) \|$", text, re.M)
+    sides = {side for side, *_ in found}
+    assert sides == {"28", "64", "224"}
+    rows, extremes = {}, {}
+    for side, field, kind, numbers in found:
+        mean, most, gain, _, difference = numbers.split(" | ")
+        rows.setdefault((side, field), []).extend([f"{mean}, {most}", gain, difference])
+        name = field.removesuffix(", reused"), kind
+        angle, loss = extremes.get(name, (0, 0))
+        apart = abs(float(gain) - 1)
+        extremes[name] = max(angle, float(most)), max(loss, apart)
+    page = (ROOT / "docs/benchmarks.md").read_text()
+    for names, cells in rows.items():
+        assert f"| {' | '.join([*names, *cells])} |" in page
+    told = {  # in docs/guides/backends.md
+        ("flow", "TF32"): (0.1, 0.001),
+        ("recolouring", "TF32"): (0.1, 0.001),
+        ("recolouring, rank 8", "TF32"): (0.6, 0.001),
+        ("flow", "bfloat16"): (0.6, 0.002),
+        ("recolouring", "bfloat16"): (3, 0.002),
+        ("recolouring, rank 8", "bfloat16"): (6, 0.002),
+    }
+    assert extremes.keys() == told.keys()
+    for name, bounds in told.items():
+        assert all(x < most for x, most in zip(extremes[name], bounds)), name
+
+
 README = (ROOT / "README.md").read_text()
 NAMES = {
     "PGD by pixel norm (L-infinity)": "PGD, L-infinity",

@@ -197,7 +197,7 @@ def test_a_variant_changes_one_thing(data, name, expected):
     assert (callback.gradient != "fresh") == name.startswith("reused")
 
 
-@pytest.mark.slow
+@pytest.mark.rare
 def test_a_search_keeps_its_records(tmp_path, monkeypatch, capsys):
     path = tmp_path / "variants.jsonl"
     arguments = ["--data", "digits", "--seeds", "2", "--workers", "1"]

@@ -34,6 +34,18 @@ def test_it_resamples_as_scipy(shape, interpolation, order):
     np.testing.assert_allclose(actual, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("interpolation", ["bilinear", "nearest"])
+def test_no_images_are_warped_to_none(interpolation):
+    none = np.zeros((0, 4, 5, 3), "uint8")
+    flow = np.zeros((0, 4, 5, 2), "float32")
+    warped = warp(none, flow, interpolation=interpolation)
+    assert warped.shape == none.shape
+    assert warped.dtype == ("uint8" if interpolation == "nearest" else "float32")
+    assert tuple(compose_flows(flow, flow).shape) == flow.shape
+    assert tuple(move_points(np.zeros((0, 3, 2)), flow).shape) == (0, 3, 2)
+    assert tuple(move_boxes(np.zeros((0, 3, 4)), flow).shape) == (0, 3, 4)
+
+
 def test_a_zero_flow_changes_nothing():
     images, flow = random_case((2, 5, 7, 3), 0.0)
     np.testing.assert_array_equal(warp(images, flow), images)

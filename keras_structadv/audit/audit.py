@@ -29,6 +29,7 @@ _OVERRIDDEN = (
     "lam",
 )
 _TARGETS = 2**32  # the stream of random targets, beyond those of the starts
+_MOST = 100_000  # attempts of a kind
 _PLAIN = (str, int, float, bool, type(None))
 
 
@@ -66,8 +67,8 @@ class Audit:
                 f"Received strengths={strengths!r}. Those of recolourings are fractions"
                 " of the value range: pass numbers in [0, 1], such as (0, 0.02, 0.05)."
             )
-        self._restarts = check_count("restarts", restarts)
-        self._random = check_count("random", random, least=0)
+        self._restarts = check_count("restarts", restarts, most=_MOST)
+        self._random = check_count("random", random, least=0, most=_MOST)
         self._batch_size = check_count("batch_size", batch_size)
         self._metric = check_metric(metric)
         unnamed = None if metric is None else "custom"
@@ -76,7 +77,7 @@ class Audit:
         # A prefix of those of more steps: more steps are never weaker.
         self._shares = [
             number**-0.5 if share is None else share
-            for number in range(1, check_count("steps", steps) + 1)
+            for number in range(1, check_count("steps", steps, most=_MOST) + 1)
         ]
 
         self._kept: Attack | None = None

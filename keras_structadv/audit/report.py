@@ -1,7 +1,6 @@
 """What an audit found, as numbers, tables, pictures and files."""
 
 import dataclasses
-import json
 import math
 import os
 import pathlib
@@ -11,15 +10,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from keras_structadv.audit.plots import plot_curves, plot_lost
+from keras_structadv.audit.report_file import (
+    ARRAYS,
+    FILE,
+    fits,
+    read_report,
+    write_report,
+)
 from keras_structadv.checks import check_fraction
-from keras_structadv.files import whole_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _COLUMNS = ("random_mean", "random_worst", "adversarial", "worst")
-_ARRAYS = ("strengths", "clean", "kind", "place", "answers", "images", "fields")
-_SETTINGS = {"strength", "moves_pixels", "value_range", "random", "metric", "labeled"}
 _FORMAT = 2
 
 
@@ -229,24 +232,19 @@ class RobustnessReport:
         """Saves the report in a folder.
 
         `report.npz` holds all of it, `report.json` the rows and the settings to read.
-        Each file appears as a whole or not at all.
+        An interruption leaves the old report or the new one: whole files, and never
+        one of each.
 
         Args:
             folder: it is made if it is not there.
         """
-        folder = pathlib.Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         about = {
             "format": _FORMAT,
             "images": len(self.clean),
             "settings": self.settings,
         }
-        arrays = {name: getattr(self, name) for name in _ARRAYS} | self.scores
-        with whole_file(folder / "report.npz") as file:
-            np.savez_compressed(file, about=np.array(json.dumps(about)), **arrays)
-        text = json.dumps({**about, "rows": list(self)}, indent=1)
-        with whole_file(folder / "report.json") as file:
-            file.write(text.encode())
+        arrays = {name: getattr(self, name) for name in ARRAYS} | self.scores
+        write_report(pathlib.Path(folder), arrays, about, list(self))
 
     @classmethod
     def load(cls, folder: str | os.PathLike) -> "RobustnessReport":
@@ -259,40 +257,13 @@ class RobustnessReport:
             ValueError: if `report.npz` is not a whole report.
         """
         path = pathlib.Path(folder)
-        path = path if path.suffix == ".npz" else path / "report.npz"
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                arrays = {name: file[name] for name in (*_ARRAYS, *_COLUMNS[:-1])}
-                about = json.loads(file["about"].item())
-            scores = {name: arrays.pop(name) for name in _COLUMNS[:-1]}
-            report = cls(scores=scores, settings=about["settings"], **arrays)
-            whole = about["format"] == _FORMAT and report._fits(about["images"])
-        except FileNotFoundError:
-            raise
-        except Exception as error:
-            raise ValueError(
-                f"{path} is no report, or not a whole one ({error}). Pass the folder "
-                "that `save` wrote."
-            ) from error
-        if not whole:
+        path = path if path.suffix == ".npz" else path / FILE
+        arrays, about = read_report(path, (*ARRAYS, *_COLUMNS[:-1]))
+        scores = {name: arrays.pop(name) for name in _COLUMNS[:-1]}
+        report = cls(scores=scores, settings=about.get("settings", {}), **arrays)
+        if about.get("format") != _FORMAT or not fits(report, about.get("images")):
             raise ValueError(
                 f"{path} is of another version, or its arrays do not fit. Run the "
                 "audit anew."
             )
         return report
-
-    def _fits(self, count: int) -> bool:
-        """Returns whether the arrays have the shapes of a report."""
-        columns = (count, len(self))
-        return (
-            len(self) > 0
-            and self.strengths.shape == columns[1:]
-            and all(x.shape == columns for x in self.scores.values())
-            and all(x.shape == (count,) for x in (self.clean, self.kind, self.place))
-            and self.answers.shape == (count, 2)
-            and len(self.images) == len(self.fields) <= count
-            and self.images.ndim == 4 == self.fields.ndim
-            and set(np.unique(self.kind)) <= {0, 1, 2}
-            and -1 <= self.place.min() <= self.place.max() < len(self)
-            and _SETTINGS <= set(self.settings)
-        )

@@ -26,11 +26,11 @@ class AugmentedStep(Protocol):
     def prepare(self, data: Any) -> None:
         """Makes the variables whose shapes depend on the data.
 
-        JAX calls it with the first batch before it traces the step, because a traced
-        step cannot make variables.
+        Called before the step is traced where tracing cannot make variables: on JAX,
+        and under a strategy of TensorFlow.
 
         Args:
-            data: a batch as `fit` hands it to a train step.
+            data: a batch as `fit` hands it to a train step, or one like it.
         """
 
     def __call__(self, train_step: Callable[[Any], Any], data: Any) -> Any:
@@ -135,14 +135,25 @@ class Framework:
         raise NotImplementedError
 
     def write_rows(self, table: keras.Variable, rows: Any, values: Any) -> None:
-        """Writes rows of a table in place.
+        """Writes rows of a table in place; see `read_rows`.
 
         Args:
             table: (size, ...).
             rows: int32, (count,); of equal ones, any one is written.
-            values: (count, ...), of the dtype of the table.
+            values: (count, ...).
         """
         raise NotImplementedError
+
+    def gathered(self, arrays: list) -> list:
+        """Returns the rows of the whole batch, where each device sees a part of it.
+
+        Args:
+            arrays: (batch, ...) each; the number of rows may differ between devices.
+        """
+        return arrays
+
+    def check_gathers(self, model: keras.Model) -> None:
+        """Raises a `NotImplementedError` where `gathered` would miss a device."""
 
     def largest(
         self, x: Any, axis: int | tuple[int, ...], keepdims: bool, least: float
@@ -208,11 +219,7 @@ class Framework:
         return self.fused(functools.partial(function, **constants))
 
     def in_own_graph(self, function: Callable) -> Callable:
-        """Traces a function into a graph of its own, where there are graphs.
-
-        Args:
-            function: from arrays to arrays. It must not capture arrays.
-        """
+        """Traces a function of arrays, which captures none, into a graph of its own."""
         return function
 
     def apart(self, function: Callable) -> Callable:
@@ -250,11 +257,7 @@ class Framework:
         return False
 
     def check_native(self, data: Any) -> None:
-        """Raises a `ValueError` for symbolic tensors of `tf.data` on another backend.
-
-        Args:
-            data: a structure of anything.
-        """
+        """Raises a `ValueError` for tensors of a `tf.data` map on another backend."""
         for x in keras.tree.flatten(data):
             if type(x).__module__.startswith("tensorflow.") and not hasattr(x, "numpy"):
                 raise ValueError(

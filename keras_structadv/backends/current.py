@@ -38,7 +38,8 @@ def full_precision(function: Callable) -> Callable:
     """Makes a function compute its float32 matrix products at full precision.
 
     Accelerators may round to TF32 or bfloat16, three digits. Here JAX does not.
-    TensorFlow has no switch for single products; PyTorch rounds only on request.
+    TensorFlow has no switch for single products; PyTorch rounds only on request. What
+    that does to fields is in benchmarks/results/precision.txt.
     """
 
     @functools.wraps(function)

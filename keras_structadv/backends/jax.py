@@ -120,7 +120,7 @@ class JAX(Framework):
                 "calls `compute_loss_and_updates`; reused gradients need them "
                 'unchanged. Change them inside the model, or pass gradient="fresh".'
             )
-        return logs, of_each_image(found[0], scale, images)
+        return logs, of_each_image(found[0], scale, images.shape[0])
 
     def bits(self, x: Any) -> Any:
         import jax

@@ -13,8 +13,8 @@ import numpy as np
 from keras import ops
 
 from keras_structadv.backends.base import AugmentedStep, Framework
-from keras_structadv.backends.keras_state import has_replicas
-from keras_structadv.backends.train_step import check_calls, of_each_image, replaced
+from keras_structadv.backends.keras_state import has_replicas, strategy_scope
+from keras_structadv.backends.train_step import check_calls, of_each_image, recorded
 
 
 class TensorFlow(Framework):
@@ -37,9 +37,11 @@ class TensorFlow(Framework):
         plain = type(model).train_step is keras.Model.train_step
         plain = plain and "train_step" not in vars(model)
         known = model.built and getattr(model, "inputs", None) is not None
-        if plain and known and not (optimizer.built or has_replicas(model)):
+        replicas = has_replicas(model)
+        if plain and known and not (optimizer.built or replicas):
             optimizer.build(model.trainable_variables)
-        return super().train_function(model, step)
+        function = super().train_function(model, step)
+        return _prepared(function, model, step) if replicas else function
 
     def step_with_gradients(
         self,
@@ -58,13 +60,6 @@ class TensorFlow(Framework):
         places = {i for i, (a, b) in enumerate(zip(leaves, others)) if a is not b}
 
         def run(images: Any, leaves: list) -> tuple[Any, Any]:
-            losses = []
-            compute_loss = model.compute_loss
-
-            def recording(*args: Any, **kwargs: Any) -> Any:
-                losses.append(compute_loss(*args, **kwargs))
-                return losses[-1]
-
             # This tape lies around that of the step. Except in the first layer, both
             # make the same backward pass, and graph compilers merge the two.
             with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -73,7 +68,7 @@ class TensorFlow(Framework):
                     tf.cast(images, x.dtype) if i in places else x
                     for i, x in enumerate(leaves)
                 ]
-                with replaced(model, "compute_loss", recording):
+                with recorded(model, "compute_loss") as losses:
                     logs = train_step(keras.tree.pack_sequence_as(data, given))
                 check_calls(model, "compute_loss", len(losses))
                 # Scaled as in the step: float16 keeps small gradients, and the two
@@ -81,7 +76,9 @@ class TensorFlow(Framework):
                 loss = model.optimizer.scale_loss(losses[0])
             gradients = tape.gradient(loss, images)
             scale = model.optimizer.scale_loss(1.0)
-            return logs, of_each_image(gradients, scale, images)
+            # Keras divides the loss of each replica by their number.
+            count = tf.shape(images)[0] * _replicas()
+            return logs, of_each_image(gradients, scale, count)
 
         return self.in_own_graph(run)(images, leaves)
 
@@ -101,12 +98,45 @@ class TensorFlow(Framework):
         return tf.bitcast(x, tf.int32)
 
     def read_rows(self, table: keras.Variable, rows: Any) -> Any:
-        return table.value.sparse_read(rows)
+        return _own_copy(table).sparse_read(rows)
 
     def write_rows(self, table: keras.Variable, rows: Any, values: Any) -> None:
         import tensorflow as tf
 
-        table.value.scatter_update(tf.IndexedSlices(values, rows))
+        _own_copy(table).scatter_update(tf.IndexedSlices(values, rows))
+
+    def gathered(self, arrays: list) -> list:
+        import tensorflow as tf
+
+        if _replicas() == 1:
+            return arrays
+        whole = tf.distribute.get_replica_context().all_gather(arrays, axis=0)
+        return [tf.ensure_shape(x, [None, *y.shape[1:]]) for x, y in zip(whole, arrays)]
+
+    def check_gathers(self, model: keras.Model) -> None:
+        import tensorflow as tf
+
+        if not has_replicas(model):
+            return
+        strategy, known = model.distribute_strategy, tf.distribute
+        if not isinstance(
+            strategy,
+            (
+                known.MirroredStrategy,
+                known.MultiWorkerMirroredStrategy,
+                known.OneDeviceStrategy,
+            ),
+        ):
+            raise NotImplementedError(
+                f"Gradients cannot be reused under {type(strategy).__name__}. Use "
+                'MirroredStrategy, or pass gradient="fresh".'
+            )
+        if model.jit_compile and strategy.num_replicas_in_sync > 1:
+            raise NotImplementedError(
+                "Gradients cannot be reused under a distribution strategy in a step "
+                "that XLA compiles. Compile the model with jit_compile=False, or pass "
+                'gradient="fresh".'
+            )
 
     def largest(
         self, x: Any, axis: int | tuple[int, ...], keepdims: bool, least: float
@@ -187,6 +217,46 @@ class TensorFlow(Framework):
             return tf.bitcast(tf.reshape(value, shape + size), kind)
 
         return [array(*entry) for entry in layout]
+
+
+def _replicas() -> int:
+    """Returns how many replicas take part in the step that is traced."""
+    import tensorflow as tf
+
+    return tf.distribute.get_strategy().num_replicas_in_sync
+
+
+def _own_copy(table: keras.Variable) -> Any:
+    """Returns the copy of a table on the device of the replica that asks."""
+    import tensorflow as tf
+
+    replica = tf.distribute.get_replica_context()
+    copies = replica.strategy.experimental_local_results(table.value)
+    number = tf.get_static_value(replica.replica_id_in_sync_group) or 0
+    return copies[number % len(copies)]
+
+
+def _prepared(
+    function: Callable[..., Any], model: keras.Model, step: AugmentedStep
+) -> Callable[..., Any]:
+    """Prepares a step before its first call, because replicas make no variables."""
+    import tensorflow as tf
+
+    done = False
+
+    def example(spec: Any) -> Any:
+        spec = tf.nest.flatten(spec, expand_composites=True)[0]  # of one replica
+        return tf.zeros([1, *spec.shape[1:]], spec.dtype)
+
+    def call(iterator: Any) -> Any:
+        nonlocal done
+        if not done:
+            with strategy_scope(model):
+                step.prepare(tf.nest.map_structure(example, iterator.element_spec))
+            done = True
+        return function(iterator)
+
+    return call
 
 
 @functools.cache

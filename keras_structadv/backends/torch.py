@@ -54,7 +54,7 @@ class PyTorch(Framework):
         weights = model.trainable_variables
         if images.grad is None and all(x.value.grad is None for x in weights):
             check_calls(model, "loss.backward", 0)
-        return logs, of_each_image(images.grad, scale, images)
+        return logs, of_each_image(images.grad, scale, len(images))
 
     def bits(self, x: Any) -> Any:
         import torch

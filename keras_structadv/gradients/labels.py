@@ -1,11 +1,13 @@
 """Labels: their forms, the most likely ones, and wrong ones as targets."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import keras
 from keras import backend, ops
 
+from keras_structadv.backends import largest
 from keras_structadv.gradients.loss import PerImageLoss
 
 
@@ -55,12 +57,15 @@ def most_likely(predictions: Any, loss: PerImageLoss) -> Any:
         predictions.
 
     Raises:
-        ValueError: for one output with another loss than a binary cross-entropy.
+        ValueError: for one output with another loss than a binary cross-entropy, and
+            for the loss of a regression.
     """
-    if predictions.shape[-1] == 1 and not loss.is_binary:
+    classes = loss.takes_classes and predictions.shape[-1] > 1
+    if not (classes or loss.is_binary):
         raise ValueError(
             "Received no labels for a model with one output whose loss is not a binary "
-            "cross-entropy, so that no label is the most likely. Pass labels."
+            "cross-entropy, or for a regression, so that no label is the most likely. "
+            "Pass labels."
         )
     if loss.is_binary:
         return ops.cast(predictions > (0.0 if loss.from_logits else 0.5), "int32")
@@ -82,7 +87,7 @@ def most_confident_wrong(labels: Any, predictions: Any) -> Any:
     if predictions.shape[-1] == 1:
         return 1 - _class_ids(labels, predictions)
     present = classes_present(labels, predictions)
-    lowest = ops.min(predictions, axis=-1, keepdims=True)
+    lowest = -largest(-predictions, axis=-1, keepdims=True, least=-math.inf)
     wrong = ops.where(present, lowest - 1, predictions)
     classes = ops.cast(ops.argmax(wrong, axis=-1), "int32")
     return ops.where(ops.all(present, axis=-1), -1, classes)
@@ -145,8 +150,9 @@ def classes_present(labels: Any, predictions: Any) -> Any:
         return ops.one_hot(_class_ids(labels, predictions), predictions.shape[-1]) > 0
     labels = ops.cast(labels, "float32")
     positive = labels > 0
-    largest = labels == ops.max(labels, axis=-1, keepdims=True)
-    return ops.where(ops.all(positive, axis=-1, keepdims=True), largest, positive)
+    peak = largest(labels, axis=-1, keepdims=True, least=-math.inf)
+    every = ops.all(positive, axis=-1, keepdims=True)
+    return ops.where(every, labels == peak, positive)
 
 
 def are_vectors(labels: Any, predictions: Any) -> bool:

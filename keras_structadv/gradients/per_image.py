@@ -8,7 +8,7 @@ import keras
 from keras import ops
 
 from keras_structadv.backends import framework
-from keras_structadv.checks import check_length
+from keras_structadv.checks import as_tensor, check_length
 from keras_structadv.gradients.inference import Inference
 from keras_structadv.gradients.inputs import images_among
 from keras_structadv.gradients.labels import (
@@ -158,12 +158,12 @@ def _adversarial_losses(
     settled = ops.stop_gradient(predictions)
     if labels is None:
         labels = as_labels(most_likely(settled, loss), settled, loss)
-    labels = ops.convert_to_tensor(labels)
+    labels = as_tensor("labels", labels)
     check_length("labels", labels, images)
     if target is None:
-        return loss(labels, predictions)
+        return _losses(loss, labels, predictions)
     given = target(labels, settled) if callable(target) else target
-    given = ops.convert_to_tensor(given)
+    given = as_tensor("target", given)
     check_length("target", given, images)
     aim = as_labels(given, settled, loss, like=labels)
     if loss.ignore_class is not None:  # without a label, without a target
@@ -171,11 +171,23 @@ def _adversarial_losses(
         aim = ops.where(labels == ignored, labels, aim)
     ids = len(given.shape) == len(settled.shape) - 1
     if not (callable(target) and ids and are_vectors(labels, settled)):
-        return -loss(aim, predictions)
+        return -_losses(loss, aim, predictions)
     # -1: every class is present, none is wrong. Such an image gets no gradient.
     aim = ops.where((given < 0)[..., None], labels, aim)
     some = ops.any(given >= 0, axis=tuple(range(1, len(given.shape))))
-    return -loss(aim, predictions) * ops.cast(some, "float32")
+    return -_losses(loss, aim, predictions) * ops.cast(some, "float32")
+
+
+def _losses(loss: PerImageLoss, labels: Any, predictions: Any) -> Any:
+    """Returns the loss of each image; its errors name the labels."""
+    try:
+        return loss(labels, predictions)
+    except Exception as error:  # each backend has its own
+        raise ValueError(
+            f"Received labels of shape {tuple(labels.shape)} for predictions of shape "
+            f"{tuple(predictions.shape)}, for which the loss fails ({error}). Pass "
+            "labels in the form that the loss takes."
+        ) from error
 
 
 def without_gradient(model: keras.Model, images: Any) -> Any:

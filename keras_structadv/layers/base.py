@@ -86,12 +86,13 @@ class StructuredAdversary(Adversary):
     ):
         self._check_names(kwargs)
         super().__init__(name=name, dtype=dtype, **kwargs)
-        if target not in _TARGETS:
+        if not isinstance(target, str | None) or target not in _TARGETS:
             raise ValueError(
                 f"Received target={target!r}. Pass one of {_TARGETS}, or give labels "
                 'with each call: layer({"images": ..., "labels": ..., "targets": ...}).'
             )
-        if bounding_box_format not in (None, *BOX_FORMATS):
+        named = isinstance(bounding_box_format, str | None)
+        if not named or bounding_box_format not in (None, *BOX_FORMATS):
             raise ValueError(
                 f"Received bounding_box_format={bounding_box_format!r}. Pass one of "
                 f"{BOX_FORMATS}."

@@ -1,5 +1,6 @@
 """The call contract: structures in, one dict of data, the same structures out."""
 
+import itertools
 import numbers
 from typing import Any
 
@@ -10,6 +11,7 @@ from keras import ops
 from keras_structadv.backends import check_keras, check_native
 
 KEYS = ("images", "labels", "targets")
+_NAMES = ("images", "labels", "sample_weight", "training")
 ANNOTATIONS = ("segmentation_masks", "bounding_boxes", "keypoints")
 
 
@@ -45,8 +47,9 @@ class ImageLayer(keras.layers.Layer):
     def __call__(self, images: Any, *args: Any, **kwargs: Any) -> Any:
         """Calls the layer; unknown keys of a dict pass through untouched."""
         check_native((images, args, kwargs))
-        images, *others = (_as_array(x) for x in (images, *args))
-        kwargs = {k: x if k == "training" else _as_array(x) for k, x in kwargs.items()}
+        given = itertools.zip_longest(_NAMES[: len(args) + 1], (images, *args))
+        images, *others = (_as_array(name, x) for name, x in given)
+        kwargs = {k: _as_array(k, x) for k, x in kwargs.items()}
         if not isinstance(images, dict):
             _check_dense(images)
             return super().__call__(images, *others, **kwargs)
@@ -58,7 +61,7 @@ class ImageLayer(keras.layers.Layer):
         _check_dense(images["images"])
         keys = self.known_keys()
         known = {
-            key: _as_array(x)
+            key: _as_array(key, x)
             for key, x in images.items()
             if key in keys and x is not None
         }
@@ -140,10 +143,20 @@ def without_batch_axis(data: dict) -> dict:
     return keras.tree.map_structure(lambda x: x[0], data)
 
 
-def _as_array(x: Any) -> Any:
-    """Converts numbers and lists of numbers to arrays; returns the rest as it is."""
+def _as_array(name: str, x: Any) -> Any:
+    """Converts numbers and lists of numbers to arrays, also in dicts, and no others."""
+    if isinstance(x, dict) and name in ANNOTATIONS:
+        return {key: _as_array(f"{name}[{key!r}]", entry) for key, entry in x.items()}
     leaves = keras.tree.flatten(x) if isinstance(x, (list, tuple)) else [x]
-    return np.asarray(x) if all(isinstance(y, numbers.Number) for y in leaves) else x
+    if name == "training" or not all(isinstance(y, numbers.Number) for y in leaves):
+        return x
+    try:
+        return np.asarray(x)
+    except ValueError as error:
+        raise ValueError(
+            f"Received {name} as lists of several lengths. Pass lists of one length, "
+            "or an array."
+        ) from error
 
 
 def _check_dense(images: Any) -> None:

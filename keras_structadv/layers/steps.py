@@ -5,6 +5,9 @@ from typing import Any
 
 from keras_structadv.checks import check_count, check_number
 
+# Steps are unrolled: a configuration from elsewhere must not fill the memory.
+MOST_STEPS = 1000
+
 
 @dataclasses.dataclass(frozen=True)
 class Steps:
@@ -27,7 +30,7 @@ class Steps:
         Raises:
             ValueError: if one is out of its range.
         """
-        count = check_count("steps", steps)
+        count = check_count("steps", steps, most=MOST_STEPS)
         if step_size is not None:
             advice = ", a fraction of the strength, or None"
             check_number("step_size", step_size, positive=True, advice=advice)

@@ -57,6 +57,6 @@ def project(gradients: Any, basis: Any) -> Any:
         )
     unknowns = math.prod(gradients.shape[1:])
     flat = ops.reshape(gradients, (-1, 1, unknowns))
-    basis = ops.reshape(basis, (ops.shape(flat)[0], unknowns, -1))
+    basis = ops.reshape(basis, (-1, unknowns, ops.shape(basis)[-1]))
     solution = ops.matmul(ops.matmul(flat, basis), ops.swapaxes(basis, 1, 2))
     return ops.reshape(solution, ops.shape(gradients))

@@ -91,10 +91,8 @@ class AdversarialTraining(keras.callbacks.Callback):
         super().__init__()
         self.inside = layer is None
         self.layers = () if layer is None else _checked_layers(layer)
-        if not isinstance(gradient, GradientStore) and gradient not in (
-            "fresh",
-            "reuse",
-        ):
+        named = isinstance(gradient, str) and gradient in ("fresh", "reuse")
+        if not named and not isinstance(gradient, GradientStore):
             raise ValueError(
                 f'Received gradient={gradient!r}. Pass "fresh", "reuse" or a '
                 "GradientStore."
@@ -189,6 +187,8 @@ class AdversarialTraining(keras.callbacks.Callback):
                 f"schedule({epoch}) returned {strength}. Return a factor in [0, 1]; "
                 "the strength itself is an argument of the layer."
             )
+        if self._kept is not None:
+            self._kept.begin_epoch(epoch)
         self._strength = strength
         self._running.step.strength.assign(strength)
         self._running.step.measures.reset()
@@ -207,7 +207,7 @@ class AdversarialTraining(keras.callbacks.Callback):
         if has_replicas(self._running.model) and logs is not None:
             self._take_means(logs, step.measures.results())
         if self._kept is not None:
-            self._kept.end_epoch(step.measures.means[HIT_RATE].result())
+            self._kept.end_epoch(epoch, step.measures.means[HIT_RATE].result())
         strong = any(x.takes_gradient and x.can_change for x in self.layers)
         if strong and self._strength > 0 and not self._gain_warned:
             loss = float((logs or {}).get("loss", 0.0))

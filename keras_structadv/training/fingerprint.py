@@ -28,16 +28,17 @@ def fingerprint(images: Any) -> Any:
         images = ops.cast(images, "float32")
         # -0.0 is 0.0. Not by adding 0.0, which compilers take out.
         images = framework().bits(ops.where(images == 0, 0.0, images))
-        # The lower bits of round numbers are all zero, and a sum modulo 2**32 never
-        # moves anything down.
-        upper = ops.bitwise_and(ops.right_shift(images, 16), 0xFFFF)
-        images = ops.bitwise_xor(images, upper)
     size = math.prod(images.shape[1:])
     values = ops.reshape(ops.cast(images, "int32"), (-1, size))
     if dtype in ("int64", "uint64"):  # the upper halves as well
         upper = ops.reshape(ops.right_shift(images, 32), (-1, size))
         values = ops.concatenate([values, ops.cast(upper, "int32")], axis=1)
         size *= 2
+    if not dtype.endswith(("bool", "int8", "int16")):
+        # The lower bits of round numbers are all zero, and a sum modulo 2**32 never
+        # moves anything down.
+        upper = ops.bitwise_and(ops.right_shift(values, 16), 0xFFFF)
+        values = ops.bitwise_xor(values, upper)
     parts = []
     for weights in _weights(size):
         total = ops.sum(ops.multiply(values, weights), axis=1)

@@ -2,8 +2,7 @@
 
 import os
 import pathlib
-import zipfile
-import zlib
+import warnings
 from typing import Any
 
 import keras
@@ -12,9 +11,17 @@ from keras import ops
 
 from keras_structadv.backends import framework
 from keras_structadv.checks import check_count
-from keras_structadv.files import whole_file
+from keras_structadv.files import remove_leftovers
+from keras_structadv.training.store_file import (
+    Table,
+    epochs_of,
+    read_table,
+    write_table,
+)
 
 _WAYS = 4
+_MOST_PLACES = 2**30  # which int32 can count
+_FILE = "gradient_store.npz"
 
 
 class GradientStore:
@@ -40,8 +47,10 @@ class GradientStore:
             the fields need, at least 8, in at most 256 MiB for the table. A warning
             says where that, or a number, is too small.
         backup_dir: `None`, or the `backup_dir` of `keras.callbacks.BackupAndRestore`, a
-            local folder. The store is saved there after each epoch, read when a run
-            resumes, and removed when it ends.
+            local folder. The store is saved there after each epoch, beside that of the
+            epoch before. A run that resumes reads the one of its epoch, whenever it was
+            killed, if `AdversarialTraining` comes before `BackupAndRestore` in the list
+            of callbacks. Both are removed when the run ends.
         delete_checkpoint: `False` to keep the backup when the run ends, as the argument
             of `BackupAndRestore`.
 
@@ -61,13 +70,15 @@ class GradientStore:
         backup_dir: str | os.PathLike | None = None,
         delete_checkpoint: bool = True,
     ):
-        self.capacity = -(-check_count("capacity", capacity) // _WAYS) * _WAYS
+        capacity = check_count("capacity", capacity, most=_MOST_PLACES)
+        self.capacity = -(-capacity // _WAYS) * _WAYS
         self.size = None if size is None else check_count("size", size)
         self.backup_dir = backup_dir
         self.delete_checkpoint = delete_checkpoint
         self._keys: keras.Variable | Any = None
         self._codes: keras.Variable | Any = None
         self._layout = ""
+        self._epochs = -1  # at whose end the table was saved; -1: not known
 
     @property
     def length(self) -> int:
@@ -184,68 +195,85 @@ class GradientStore:
         codes = ops.cast(ops.where(dropped, 0.0, codes), "float16")
         framework().write_rows(self._codes, place, codes)
 
-    def back_up(self) -> None:
-        """Saves the table to `backup_dir`, if there is one."""
+    def back_up(self, epochs: int) -> None:
+        """Saves the table to `backup_dir`, if there is one.
+
+        The backup of the epoch before stays: a run that is killed before the model is
+        saved resumes with the older ones of both.
+
+        Args:
+            epochs: the number of epochs that are done.
+        """
         if self._backup is not None and self.built:
+            self._epochs = epochs
+            # Where an epoch is done again, the older backup is still that of the model.
+            if self._backup.exists() and epochs_of(self._backup) < epochs:
+                os.replace(self._backup, _older(self._backup))
             self.save(self._backup)
 
-    def restore(self) -> None:
-        """Loads the table of an interrupted run from `backup_dir`, if it is there."""
-        if self._backup is not None and self._backup.exists():
-            self.load(self._backup)
+    def restore(self, epochs: int | None = None) -> None:
+        """Loads the table of an interrupted run from `backup_dir`, if it is there.
+
+        Args:
+            epochs: the number of epochs that the model has trained; `None` for the
+                newest table. Warns if all tables are older than the model.
+        """
+        if self._backup is None or (epochs is not None and epochs == self._epochs):
+            return
+        found = [x for x in (self._backup, _older(self._backup)) if x.exists()]
+        if epochs is None:
+            for path in found[:1]:
+                self.load(path)
+            return
+        for path in found:
+            if epochs_of(path) == epochs:
+                self.load(path)
+                return
+        if found and 0 <= self._epochs < epochs:
+            warnings.warn(
+                f"{self._backup} holds the gradients after epoch {self._epochs}, and "
+                f"the run resumes after epoch {epochs}. The first epoch augments with "
+                "these older gradients. To resume exactly, put AdversarialTraining "
+                "before BackupAndRestore in the list of callbacks.",
+                stacklevel=4,
+            )
 
     def remove_backup(self) -> None:
         """Removes the backup of a finished run, unless `delete_checkpoint=False`."""
-        if self._backup is not None and self.delete_checkpoint:
-            self._backup.unlink(missing_ok=True)
+        if self._backup is not None:
+            remove_leftovers(self._backup)
+            if self.delete_checkpoint:
+                self._backup.unlink(missing_ok=True)
+                _older(self._backup).unlink(missing_ok=True)
 
     @property
     def _backup(self) -> pathlib.Path | None:
-        folder = self.backup_dir
-        return None if folder is None else pathlib.Path(folder, "gradient_store.npz")
+        return None if self.backup_dir is None else pathlib.Path(self.backup_dir, _FILE)
 
     def save(self, path: str | os.PathLike) -> None:
         """Saves the table to an `.npz` file, atomically."""
         if not self.built:
             raise ValueError("The store is empty: it was not built. Train first.")
-        path = pathlib.Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(path) as file:
-            np.savez(
-                file,
-                keys=ops.convert_to_numpy(self._keys),
-                codes=ops.convert_to_numpy(self._codes),
-                layout=self._layout,
-            )
+        keys, codes = (ops.convert_to_numpy(x) for x in self.variables)
+        about = np.array(self._layout), np.array(self._epochs, "int64")
+        write_table(path, Table(keys, codes, *about))
 
     def load(self, path: str | os.PathLike) -> None:
-        """Loads a table that `save` wrote.
+        """Loads a table that `save` wrote. Nothing in it is run.
 
         Raises:
             ValueError: if the file is damaged, or its capacity or codes differ.
         """
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                keys, codes, layout = file["keys"], file["codes"], str(file["layout"])
-        except (
-            ValueError,
-            EOFError,
-            KeyError,
-            zipfile.BadZipFile,
-            zlib.error,
-        ) as error:
-            raise ValueError(
-                f"{path} is truncated or no gradient store ({error}). Delete it: "
-                "training collects the gradients again within an epoch."
-            ) from error
+        keys, codes, layout, epochs = read_table(path)
         if len(keys) != self.capacity + 1:
             raise ValueError(
                 f"The table in {path} has {len(keys) - 1} places, and this store "
                 f"{self.capacity}. Make the store with capacity={len(keys) - 1}."
             )
-        self.build(codes.shape[1], layout)
+        self.build(codes.shape[1], str(layout))
         self._keys.assign(keys)
         self._codes.assign(codes)
+        self._epochs = int(epochs)
 
     def _lookup(self, keys: Any) -> tuple[Any, Any]:
         """Returns the places of each key's set, and which of them hold the key."""
@@ -258,3 +286,8 @@ class GradientStore:
         held = framework().read_rows(self._keys, ops.reshape(places, (-1,)))
         held = ops.reshape(held, (-1, _WAYS, 4))
         return places, ops.all(held == keys[:, None, :], axis=-1)
+
+
+def _older(path: pathlib.Path) -> pathlib.Path:
+    """Returns the name of the backup of the epoch before, as Keras forms it."""
+    return path.with_name(f"{path.name}.bkp")

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_structadv.backends import has_replicas
+from keras_structadv.backends import framework, strategy_scope
 from keras_structadv.layers.base import StructuredAdversary
 from keras_structadv.training.gradient_store import GradientStore
 
@@ -38,6 +38,7 @@ class KeptGradients:
         self.sizes: dict[StructuredAdversary, int] = {}
         self._model: weakref.ref | None = None
         self._epochs = 0
+        self._resumes = False
 
     def begin(self, model: keras.Model, layers: Sequence[StructuredAdversary]) -> None:
         """Prepares the store for the training of a model.
@@ -45,28 +46,25 @@ class KeptGradients:
         Empties it for another model; reads the backup of an interrupted run.
 
         Raises:
-            NotImplementedError: under a distribution strategy of TensorFlow.
+            NotImplementedError: where the devices do not share what they keep.
             ValueError: if a layer cannot reuse gradients.
         """
-        if has_replicas(model):
-            raise NotImplementedError(
-                "Gradients cannot be reused under a distribution strategy yet. Pass "
-                'gradient="fresh".'
-            )
+        framework().check_gathers(model)
         for layer in layers:
             check_reuse(layer)
         self._epochs = 0
         if self._model is not None and self._model() is not model:
             self.store.clear()
         self._model = weakref.ref(model)
-        self.store.restore()
-        if self.store.built:
-            return
-        # Where the size of the images is known, build the table before the step is
-        # traced: building it in the step would trace the step twice.
-        shape = getattr(model, "input_shape", None)
-        if isinstance(shape, tuple) and len(shape) == 4 and None not in shape[1:]:
-            self.build(ops.zeros((1, *shape[1:])), layers)
+        self._resumes = True
+        with strategy_scope(model):  # one table for each replica
+            self.store.restore()
+            # Where the size of the images is known, build the table before the step is
+            # traced: building it in the step would trace the step twice.
+            shape: Any = getattr(model, "input_shape", None)
+            known = isinstance(shape, tuple) and len(shape) == 4
+            if known and None not in shape[1:] and not self.store.built:
+                self.build(ops.zeros((1, *shape[1:])), layers)
 
     def build(self, images: Any, layers: Sequence[StructuredAdversary]) -> list[int]:
         """Builds the table for such images; returns the length of each layer's code.
@@ -135,9 +133,15 @@ class KeptGradients:
                     stacklevel=4,
                 )
 
-    def end_epoch(self, hit_rate: Any) -> None:
+    def begin_epoch(self, epoch: int) -> None:
+        """Restores the table of an interrupted run, once the epoch is known."""
+        if self._resumes:
+            self._resumes = False
+            self.store.restore(epoch)
+
+    def end_epoch(self, epoch: int, hit_rate: Any) -> None:
         """Backs up the store; warns if its gradients are never found."""
-        self.store.back_up()
+        self.store.back_up(epoch + 1)
         self._epochs += 1
         if self._epochs == 2 and hit_rate < _FEW_HITS:
             warnings.warn(

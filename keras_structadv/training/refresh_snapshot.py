@@ -39,7 +39,7 @@ class RefreshSnapshot(keras.callbacks.Callback):
         every: str | int = "epoch",
     ):
         super().__init__()
-        if every != "epoch":
+        if not (isinstance(every, str) and every == "epoch"):
             try:
                 every = check_count("every", every)
             except ValueError as error:

@@ -107,11 +107,13 @@ class ReuseStep(TrainStep):
         return done
 
     def _keep(self, keys: Any, images: Any, gradients: Any) -> None:
-        """Keeps the codes of the gradients."""
+        """Keeps the codes of the gradients, those of all devices on each of them."""
         codes = [
             self._compiled(_codes_of, layer)(images, gradients) for layer in self.layers
         ]
-        self.kept.store.write(keys, ops.concatenate(codes, axis=1))
+        # The codes in the precision of the table: half of the traffic.
+        codes = ops.cast(ops.concatenate(codes, axis=1), "float16")
+        self.kept.store.write(*framework().gathered([keys, codes]))
 
     def _compiled(
         self, function: Callable, layer: StructuredAdversary

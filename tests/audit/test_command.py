@@ -10,8 +10,11 @@ import PIL.Image
 import pytest
 
 import keras_structadv as ksa
+from keras_structadv import files as files_of_package
+from keras_structadv.audit import command
 from keras_structadv.audit.command import main
 from tests.audit.cases import answers, linear, smooth_images
+from tests.damage import Evil, bomb, damaged, npz_by_hand, peak_memory
 
 QUICK = ["--steps", "2", "--random", "2", "--strengths", "0", "1"]
 
@@ -209,3 +212,99 @@ def test_rows_are_valid_json(files, tmp_path):
     audit(files, *QUICK, out=tmp_path)
     rows = json.loads((tmp_path / "report.json").read_text())["rows"]
     assert [row["strength"] for row in rows] == [0, 1]
+
+
+def test_a_damaged_model_is_refused_or_is_the_same(files, tmp_path):
+    whole = (files / "model.keras").read_bytes()
+    wanted = keras.saving.load_model(files / "model.keras").get_weights()
+    path, refused = tmp_path / "model.keras", 0
+    for content in damaged(whole, cuts=6, flips=24):
+        path.write_bytes(content)
+        try:
+            found = command._model(path, None)
+        except command.CommandError as error:
+            assert "model.keras could not be loaded" in str(error)
+            refused += 1
+            continue
+        for one, other in zip(found.get_weights(), wanted, strict=True):
+            np.testing.assert_array_equal(one, other)
+    assert refused > 15
+
+
+def test_a_flipped_weight_is_refused(files, tmp_path):
+    whole = bytearray((files / "model.keras").read_bytes())
+    model = keras.saving.load_model(files / "model.keras")
+    place = whole.find(model.get_weights()[0].tobytes()[:64])
+    assert place > 0
+    whole[place] ^= 64
+    (tmp_path / "model.keras").write_bytes(whole)
+    with pytest.raises(command.CommandError, match="model.weights.h5 in it is damaged"):
+        command._model(tmp_path / "model.keras", None)
+
+
+@pytest.mark.parametrize("ending", ["keras", "h5"])
+def test_no_code_of_a_model_is_run(tmp_path, ending):
+    inputs = keras.Input((4, 4, 1))
+    outputs = keras.layers.Lambda(lambda x: x + 1)(inputs)
+    path = tmp_path / f"model.{ending}"
+    keras.Model(inputs, outputs).save(path)
+    with pytest.raises(
+        command.CommandError, match="(?s)could not be loaded.*[Ll]ambda"
+    ):
+        command._model(path, None)
+
+
+def test_a_model_that_fills_the_memory_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(files_of_package, "_SMALL", 2**20)  # a quick bomb
+    bomb(tmp_path / "model.keras", ["config", "model.weights"], 2**24)
+    with peak_memory() as peak, pytest.raises(command.CommandError, match="unpacks to"):
+        command._model(tmp_path / "model.keras", None)
+    assert peak.bytes < 2**22
+
+
+def test_damaged_data_are_refused_or_mean_the_same(tmp_path):
+    path = tmp_path / "data.npz"
+    x, y = smooth_images(8), np.arange(8) % 2
+    np.savez(path, x=x, y=y)
+    whole, refused = path.read_bytes(), 0
+    for content in damaged(whole):
+        path.write_bytes(content)
+        try:
+            found = command._data(path, None, None, (0, 255))
+        except command.CommandError as error:
+            assert "data.npz" in str(error) and "Save it by" in str(error)
+            refused += 1
+            continue
+        np.testing.assert_array_equal(found[0], x)
+        np.testing.assert_array_equal(found[1], y)
+    assert refused > 45
+
+
+def test_hostile_data_are_refused(tmp_path, monkeypatch):
+    path = tmp_path / "data.npz"
+    label = ((1,), "<i8", bytes(8))
+    for shape, dtype in (((10**13,), "<f4"), ((1,), "|O"), ((), "<f4"), ((1,), "V4")):
+        npz_by_hand(path, x=(shape, dtype, bytes(4)), y=label)
+        with pytest.raises(command.CommandError, match="no .npz file of plain arrays"):
+            command._data(path, None, None, (0, 255))
+    np.savez(path, x=np.array([Evil(tmp_path / "evil")], object), y=np.zeros(1))
+    with pytest.raises(command.CommandError, match="neither numbers nor text"):
+        command._data(path, None, None, (0, 255))
+    assert not (tmp_path / "evil").exists()
+    monkeypatch.setattr(files_of_package, "_SMALL", 2**20)
+    bomb(path, ["x", "y"], 2**24)
+    with peak_memory() as peak, pytest.raises(command.CommandError, match="at most"):
+        command._data(path, None, None, (0, 255))
+    assert peak.bytes < 2**22
+
+
+def test_an_interrupted_command_leaves_the_old_report(files, tmp_path, monkeypatch):
+    assert audit(files, *QUICK, out=tmp_path) == 0
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def fails(report):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(ksa.RobustnessReport, "plot", fails)
+    assert audit(files, *QUICK, "--seed", "1", out=tmp_path) == 1
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

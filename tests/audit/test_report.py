@@ -6,8 +6,10 @@ import pandas
 import pytest
 
 import keras_structadv as ksa
+from keras_structadv.audit import report_file
 from keras_structadv.audit.attack import Attempt
 from keras_structadv.audit.tally import Tally
+from tests.damage import Evil, bomb, damaged, peak_memory, small_files
 
 
 def attempt(*scores, field=1.0):
@@ -238,3 +240,64 @@ def test_pictures_beyond_the_bound_are_left_out():
     assert len(tally.first(6, 0)["clean"]) == 6
     for name in ("images", "fields"):  # a view would keep all of them
         assert tally.first(6, 0)[name].base is None
+
+
+def test_a_damaged_report_is_refused_or_means_the_same(tmp_path):
+    report().save(tmp_path)
+    path = tmp_path / "report.npz"
+    whole, wanted = path.read_bytes(), report()
+    refused = 0
+    for content in damaged(whole):
+        path.write_bytes(content)
+        try:
+            found = ksa.RobustnessReport.load(tmp_path)
+        except ValueError as error:
+            assert str(path) in str(error)
+            refused += 1
+            continue
+        assert found.table() == wanted.table() and found.settings == wanted.settings
+        np.testing.assert_array_equal(found.fields, wanted.fields)
+    assert refused > 45
+
+
+def test_a_hostile_report_is_refused(tmp_path, monkeypatch):
+    report().save(tmp_path)
+    path = tmp_path / "report.npz"
+    with np.load(path) as file:
+        arrays = dict(file)
+    about = json.loads(str(arrays["about"]))
+    scores = arrays["adversarial"]
+    for change in (
+        {"adversarial": np.where(scores == 0, np.nan, scores)},
+        {"adversarial": scores * 7},
+        {"clean": arrays["clean"].astype("U")},
+        {"strengths": arrays["strengths"][::-1]},
+        {"strengths": np.array([0, 1, np.inf])},
+        {"strengths": np.zeros(())},
+        {"about": np.array(json.dumps({**about, "images": "3"}))},
+        {"about": np.array(json.dumps({**about, "settings": [*about["settings"]]}))},
+        {"about": np.array("[" * 20_000)},
+        {"about": np.array("5")},
+    ):
+        np.savez(path, **{**arrays, **change})
+        with pytest.raises(ValueError, match="no report|do not fit"):
+            ksa.RobustnessReport.load(tmp_path)
+    np.savez(path, **{**arrays, "fields": np.array([Evil(tmp_path / "evil")], object)})
+    with pytest.raises(ValueError, match="neither numbers nor text"):
+        ksa.RobustnessReport.load(tmp_path)
+    assert not (tmp_path / "evil").exists()
+    assert report_file._MOST_BYTES == 2**30
+    monkeypatch.setattr(report_file, "_MOST_BYTES", 2**26)  # a quick bomb
+    bomb(path, [*arrays], 2**23)
+    with peak_memory() as peak, pytest.raises(ValueError, match="at most 67108864"):
+        ksa.RobustnessReport.load(tmp_path)
+    assert peak.bytes < 2**22
+
+
+@pytest.mark.parametrize("bytes_left", [50, 1000])
+def test_a_full_disk_leaves_the_old_report(tmp_path, bytes_left):
+    report().save(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with small_files(bytes_left), pytest.raises(OSError, match="too large"):
+        report(strength="magnitude").save(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

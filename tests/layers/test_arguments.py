@@ -46,6 +46,25 @@ def test_hints_name_arguments_that_the_layer_has():
         ksa.RandomRecoloring(eps=0.1)
 
 
+@pytest.mark.parametrize("kind", ADVERSARIAL)
+@pytest.mark.parametrize(
+    "name,value",
+    [
+        ("target", np.zeros(2)),
+        ("bounding_box_format", np.zeros(2)),
+        ("rate", 10**400),
+        ("value_range", (0, 10**400)),
+        ("value_range", (0, 1e39)),
+        (None, 10**400),
+        (None, 1e39),
+    ],
+)
+def test_values_that_no_comparison_can_take_are_named(kind, name, value):
+    name = name or kind.strength_name
+    with pytest.raises(ValueError, match=f"Received {name}="):
+        kind(**{name: value})
+
+
 def test_random_layers_have_no_target():
     with pytest.raises(TypeError, match="RandomFlow has no argument 'target'"):
         ksa.RandomFlow(target="random")
@@ -152,3 +171,35 @@ def test_masks_of_unknown_size_are_asked_for_their_shape(images):
     )
     with pytest.raises(ValueError, match="static shape.*ensure_shape"):
         masks(images, images[..., 0])
+
+
+@pytest.mark.parametrize(
+    "kind, changes",
+    [
+        (ksa.AdversarialFlow, {"steps": 10**9}),
+        (ksa.AdversarialRecoloring, {"steps": 1001}),
+        (ksa.AdversarialRecoloring, {"rank": 10**9}),
+        (ksa.RandomRecoloring, {"max_iterations": 10**9}),
+    ],
+)
+def test_a_configuration_that_never_ends_is_refused(kind, changes):
+    (name,) = changes
+    with pytest.raises(ValueError, match=f"{name}=.*Pass an integer <= "):
+        kind.from_config({**kind().get_config(), **changes})
+
+
+def test_a_configuration_runs_nothing(tmp_path):
+    config = ksa.AdversarialFlow().get_config()
+    made = tmp_path / "made"
+    for loss in (
+        {"module": "os", "class_name": "mkdir", "config": {"path": str(made)}},
+        {"module": "builtins", "class_name": "function", "config": "eval"},
+    ):
+        with pytest.raises((TypeError, ValueError)):
+            ksa.AdversarialFlow.from_config({**config, "loss": loss})
+    assert not made.exists()
+
+
+def test_a_store_beyond_int32_is_refused():
+    with pytest.raises(ValueError, match="capacity=10*. Pass an integer <= 1073741824"):
+        ksa.GradientStore(capacity=10**12)

@@ -141,3 +141,20 @@ def test_one_image_with_everything():
     one = layer(keras.tree.map_structure(lambda x: x[1], data))
     for a, b in zip(keras.tree.flatten(one), keras.tree.flatten(whole)):
         np.testing.assert_allclose(a, b[1], atol=1e-4)
+
+
+def test_boxes_may_be_lists():
+    images, _, boxes, points = scene()
+    ids = np.ones(boxes.shape[:2])
+    layer = on_blobs(bounding_box_format="xyxy")
+    data = {"bounding_boxes": {"boxes": boxes, "labels": ids}, "keypoints": points}
+    listed = keras.tree.map_structure(lambda x: x.tolist(), data)
+    moved = [
+        on_blobs(bounding_box_format="xyxy")({"images": images, **x})
+        for x in (data, listed)
+    ]
+    for a, b in zip(*(keras.tree.flatten(x) for x in moved)):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+    listed["bounding_boxes"]["labels"][0] = [1]
+    with pytest.raises(ValueError, match="labels.. as lists of several"):
+        layer({"images": images, **listed})

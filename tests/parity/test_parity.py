@@ -112,7 +112,7 @@ def test_left_out_gradients_are_zero(name):
     assert tie.any() == name.startswith(("zero", "integer"))
 
 
-@pytest.mark.slow
+@pytest.mark.rare
 def test_arrays_made_afresh(tmp_path):
     python = tfa_python()
     path = tmp_path / "tfa_arrays.npz"

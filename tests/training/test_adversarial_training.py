@@ -56,6 +56,8 @@ def test_bad_arguments_are_named(images, labels):
         ksa.AdversarialTraining("flow")
     with pytest.raises(ValueError, match="gradient='stale'.*fresh"):
         ksa.AdversarialTraining(layer(), gradient="stale")
+    with pytest.raises(ValueError, match="gradient=array.*fresh"):
+        ksa.AdversarialTraining(layer(), gradient=np.zeros(2))
     with pytest.raises(ValueError, match="schedule=0.5.*function"):
         ksa.AdversarialTraining(layer(), schedule=0.5)
     model = build("sequential")

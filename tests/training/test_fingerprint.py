@@ -52,6 +52,15 @@ def test_the_smallest_change_changes_the_fingerprint(dtype, offset, step):
     assert len(np.unique(keys, axis=0)) == 193
 
 
+@pytest.mark.parametrize("dtype", ["int32", "uint32", "float32"])
+def test_round_numbers_are_told_apart(dtype):
+    """Their lower bits are all alike, and a sum alone would lose the upper ones."""
+    step = 2**30 if dtype != "float32" else 1.0
+    images = np.array([[k & 1, k >> 1 & 1, k >> 2] for k in range(8)]) * step
+    keys = numpy(fingerprint(ops.convert_to_tensor(images.astype(dtype))))
+    assert len(np.unique(keys, axis=0)) == 8
+
+
 def test_minus_zero_is_zero():
     zeros = np.zeros((1, 4), "float32")
     np.testing.assert_array_equal(fingerprint(zeros), fingerprint(-zeros))

@@ -234,7 +234,7 @@ def test_a_chosen_size_is_found_again_in_a_backup(tmp_path):
     codes = np.random.default_rng(0).uniform(-1, 1, (3, 2 * 20**2)).astype("float32")
     keys = np.arange(12, dtype="float32").reshape(3, 4)
     first.store.write(ops.array(keys), ops.array(codes))
-    first.store.back_up()
+    first.store.back_up(1)
     again = KeptGradients(ksa.GradientStore(**store))
     model = build("subclassed")
     again.begin(model, [layer])

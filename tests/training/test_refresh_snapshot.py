@@ -67,7 +67,7 @@ def test_what_makes_no_sense_is_named(images, labels):
     with pytest.raises(ValueError, match="no weights yet.*model.build"):
         unbuilt = keras.Sequential([layers.Flatten(), layers.Dense(3)])
         flow_layer().bind(unbuilt, snapshot=True)
-    for every in ("batch", 0, 1.5, True):
+    for every in ("batch", 0, 1.5, True, np.zeros(2)):
         with pytest.raises(ValueError, match="Received every="):
             ksa.RefreshSnapshot(flow_layer(), every=every)
     with pytest.raises(ValueError, match="Received layer="):

@@ -1,7 +1,9 @@
 """Files of a gradient store, and writes of whole batches."""
 
 import os
+import socket
 import stat
+import subprocess
 
 import keras
 import numpy as np
@@ -10,6 +12,8 @@ from keras import backend, ops
 
 import keras_structadv as ksa
 from keras_structadv.training.fingerprint import fingerprint
+from keras_structadv.training.store_file import Table, read_table
+from tests.damage import Evil, bomb, damaged, npz_by_hand, peak_memory, small_files
 
 
 def store(capacity=4096):
@@ -128,3 +132,118 @@ def test_zeros_of_both_signs_are_one_image_in_compiled_code():
         compiled = tf.function(fingerprint, jit_compile=True)
     keys = ops.convert_to_numpy(compiled(keras.ops.convert_to_tensor(images)))
     np.testing.assert_array_equal(keys[0], keys[1])
+
+
+def test_a_damaged_file_is_refused_or_means_the_same(tmp_path):
+    made, _ = store(64)
+    path = tmp_path / "store.npz"
+    made.save(path)
+    whole, wanted = path.read_bytes(), read_table(path)
+    refused = 0
+    for content in damaged(whole):
+        path.write_bytes(content)
+        try:
+            found = read_table(path)
+        except ValueError as error:
+            assert str(path) in str(error) and "Delete it" in str(error)
+            refused += 1
+            continue
+        for one, other in zip(found, wanted):
+            np.testing.assert_array_equal(one, other)
+    assert refused > 45
+
+
+def test_a_hostile_file_is_refused_before_it_is_read(tmp_path):
+    path = tmp_path / "store.npz"
+    made, _ = store(64)
+    good = {"keys": ((65, 4), "<f4", bytes(65 * 16))}
+    good |= {"codes": ((65, 8), "<f2", bytes(65 * 16))}
+    good |= {"layout": ((), "<U1", bytes(4)), "epochs": ((), "<i8", bytes(8))}
+    npz_by_hand(path, **good)
+    ksa.GradientStore(64, size=2).load(path)  # by hand, and right
+    strange = (
+        {"keys": ((10**13, 4), "<f4", bytes(64))},
+        {"keys": ((65, 10**12), "<f4", bytes(64))},
+        {"keys": ((-65, 4), "<f4", bytes(65 * 16))},
+        {"keys": ((65, 4), "<i4", bytes(65 * 16))},
+        {"codes": ((65,), "<f2", bytes(130))},
+        {"codes": ((65, 0), "<f2", b"")},
+        {"codes": ((64, 8), "<f2", bytes(64 * 16))},
+        {"codes": ((65, 8), "<f2", b"\xff" * 65 * 16)},  # NaN
+        {"keys": ((65, 4), "<f4", b"\x7f" * 65 * 16)},  # 3e38
+        {"layout": ((), "|O", bytes(8))},
+        {"layout": ((), "<U1000000000", bytes(4))},
+        {"epochs": ((2,), "<i8", bytes(16))},
+    )
+    for change in strange:
+        npz_by_hand(path, **{**good, **change})
+        with peak_memory() as peak, pytest.raises(ValueError, match="Delete it"):
+            ksa.GradientStore(64, size=2).load(path)
+        assert peak.bytes < 2**20, change
+    arrays = dict(zip(Table._fields, read_table_of(made, tmp_path / "good.npz")))
+    evil = np.array([Evil(tmp_path / "evil")], object)
+    np.savez(path, **{**arrays, "codes": evil})
+    with pytest.raises(ValueError, match="neither numbers nor text"):
+        ksa.GradientStore(64, size=2).load(path)
+    assert not (tmp_path / "evil").exists()
+    bomb(path, Table._fields, 2**24)
+    with peak_memory() as peak, pytest.raises(ValueError, match="bytes"):
+        ksa.GradientStore(64, size=2).load(path)
+    assert peak.bytes < 2**20
+
+
+def read_table_of(made, path):
+    made.save(path)
+    return read_table(path)
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    made, _ = store(64)
+    with subprocess.Popen(["sleep", "60"]) as other:
+        host = socket.gethostname()
+        theirs = tmp_path / f"store.npz.{host}-{other.pid}.new"
+        for path in (theirs, tmp_path / "store.npz.elsewhere-1.new"):
+            path.touch()
+        made.save(tmp_path / "store.npz")
+        assert theirs.exists()  # its process may still be writing
+        other.kill()
+    made.save(tmp_path / "store.npz")
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["store.npz", "store.npz.elsewhere-1.new"]
+
+
+def test_a_backup_of_the_epoch_of_the_model_is_restored(tmp_path):
+    kept = ksa.GradientStore(64, size=2, backup_dir=tmp_path)
+    kept.build(8)
+    keys = fingerprint(ops.arange(4)[:, None])
+
+    def codes_after(epochs):
+        again = ksa.GradientStore(64, size=2, backup_dir=tmp_path)
+        again.restore()
+        again.restore(epochs)
+        return ops.convert_to_numpy(again.read(keys)[0])[0, 0]
+
+    for epochs in (1, 2, 3):
+        kept.write(keys, ops.full((4, 8), epochs / 4))
+        kept.back_up(epochs)
+    assert codes_after(3) == 0.75 and codes_after(2) == 0.5
+    # An epoch is done again: the older backup must stay that of the model.
+    kept.back_up(3)
+    assert codes_after(2) == 0.5
+    with pytest.warns(UserWarning, match="after epoch 3.*resumes after epoch 5"):
+        assert codes_after(5) == 0.75
+    (tmp_path / "gradient_store.npz").unlink()  # killed while it was written
+    assert codes_after(2) == 0.5
+    kept.remove_backup()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("bytes_left", [100, 20_000])
+def test_a_full_disk_leaves_the_old_file(tmp_path, bytes_left):
+    made, _ = store()
+    path = tmp_path / "store.npz"
+    made.save(path)
+    before = path.read_bytes()
+    with small_files(bytes_left), pytest.raises(OSError, match="too large"):
+        made.save(path)
+    assert path.read_bytes() == before and len([*tmp_path.iterdir()]) == 1
