@@ -4,8 +4,8 @@ Both compilers run on any CPU. That for TPUs is in the package libtpu, that for 
 jax-cuda12-plugin with its extra `with-cuda`, each in the version that this JAX names. A
 device whose compiler is missing is left out. Nothing is run on a device.
 
-    KERAS_BACKEND=jax python -m benchmarks.compile_ahead [--side 16] [--batch 8]
-        [--devices tpu gpu] [--small]
+    JAX_PLATFORMS=cpu KERAS_BACKEND=jax python -m benchmarks.compile_ahead [--side 16]
+        [--batch 8] [--devices tpu gpu] [--small]
 """
 
 import argparse
