@@ -4,8 +4,8 @@ Both compilers run on any CPU. That for TPUs is in the package libtpu, that for 
 jax-cuda12-plugin with its extra `with-cuda`, each in the version that this JAX names. A
 device whose compiler is missing is left out. Nothing is run on a device.
 
-    KERAS_BACKEND=jax python -m benchmarks.compile_ahead [--side 32] [--batch 128]
-        [--devices tpu gpu] [--small]
+    JAX_PLATFORMS=cpu KERAS_BACKEND=jax python -m benchmarks.compile_ahead [--side 16]
+        [--batch 8] [--devices tpu gpu] [--small]
 """
 
 import argparse
@@ -129,8 +129,8 @@ def row(program: Any) -> str:
 def main(arguments: list[str] | None = None) -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--side", type=int, default=32)
-    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--side", type=int, default=16)
+    parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--devices", nargs="+", default=["tpu", "gpu"])
     parser.add_argument("--small", action="store_true", help="8 pixels, one policy")
     options = parser.parse_args(arguments)
