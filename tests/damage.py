@@ -43,7 +43,7 @@ def npz_by_hand(path, **members):
 
 def bomb(path, names, size):
     """Writes an `.npz` file of arrays that fill the memory, by a thousandth of it."""
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name in names:
             with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
                 about = {"descr": "|u1", "fortran_order": False, "shape": (size,)}
