@@ -22,17 +22,18 @@ def as_tensor(name: str, x: Any, dtype: str | None = None) -> Any:
     Raises:
         ValueError: if they are no real numbers.
     """
+    reason: Any
     try:
         given = x if hasattr(x, "dtype") else np.asarray(x)
-        dtype_given = backend.standardize_dtype(given.dtype)
-        if dtype_given == "string" or dtype_given.startswith("complex"):
-            raise ValueError(f"their dtype is {dtype_given}")
-        return ops.convert_to_tensor(x, dtype)
+        reason = backend.standardize_dtype(given.dtype)
+        if reason != "string" and not reason.startswith("complex"):
+            return ops.convert_to_tensor(x, dtype)
     except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"Received {name} that are no real numbers ({error}). Pass a dense array "
-            "of floats or integers."
-        ) from error
+        reason = error
+    raise ValueError(
+        f"Received {name} that are no real numbers ({reason}). Pass a dense array "
+        "of floats or integers."
+    )
 
 
 def check_images(images: Any, gradients: Any) -> None:

@@ -95,10 +95,10 @@ def adversarial_recoloring(
         coherence, damping, edge_scale, lam, rank, rtol, max_iterations
     )
     value_range = range_pair("value_range", value_range)
-    # An image with a pixel that is not finite gets no perturbation.
-    finite = ops.all(ops.isfinite(images), axis=(1, 2, 3), keepdims=True)
-    images, gradients = (ops.where(finite, x, 0.0) for x in (images, gradients))
     images = scaled_to_unit(images, value_range)
+    # An image gets no perturbation if a pixel is not finite, or its square overflows.
+    usable = ops.all(ops.abs(images) < 1e15, axis=(1, 2, 3), keepdims=True)
+    images, gradients = (ops.where(usable, x, 0.0) for x in (images, gradients))
     form = {
         "coherence": float(coherence),
         "damping": None if damping is None else float(damping),

@@ -277,6 +277,17 @@ def test_numbers_may_be_of_every_type(photographs):
         np.testing.assert_array_equal(recolor(*photographs, **given), expected)
 
 
+@pytest.mark.parametrize("rank", [None, 2])
+def test_an_image_that_overflows_stays_alone(rank):
+    rng = np.random.default_rng(0)
+    images, gradients = rng.uniform(0, 255, (2, 3, 5, 4, 3)).astype("float32")
+    expected = recolor(images, gradients, rank=rank)
+    images[1] *= 1e30
+    actual = recolor(images, gradients, rank=rank)
+    np.testing.assert_array_equal(actual[1], 0)
+    np.testing.assert_array_equal(actual[[0, 2]], expected[[0, 2]])
+
+
 def test_no_images_get_no_perturbations():
     none = np.zeros((0, 4, 4, 3), "float32")
     assert recolor(none, none).shape == none.shape

@@ -119,7 +119,7 @@ def calls(draw):
         "rate": draw(v.one_of(0, 0.3, 0.5, 1, 1)),
         "seed": draw(st.integers(0, 3)),
         "dtype": draw(st.sampled_from(DTYPES)),
-        "data_format": draw(v.one_of("channels_last", "channels_last", None)),
+        "data_format": draw(v.LAYOUT[0]),  # the model takes both
         "value_range": draw(v.one_of((0, 255), (0, 1), (-1e30, 1e30))),
     }
     if kind.takes_gradient:
@@ -137,7 +137,6 @@ def calls(draw):
         strength = draw(st.one_of(v.numbers(0.25, 9), v.one_of(0, (3, 3), (0, 1e30))))
         arguments["max_displacement"] = strength
         if kind is ksa.RandomFlow:
-            arguments["data_format"] = draw(v.LAYOUT[0])
             arguments["smoothness"] = draw(v.numbers(0, 1000))
     else:
         arguments["magnitude"] = draw(v.one_of(0.1, (0.5, 0.5), 0, 1e-30))

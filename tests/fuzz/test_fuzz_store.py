@@ -51,7 +51,7 @@ def test_normalized(x):
 def test_limits(batch, strength):
     try:
         values = np.asarray(strength).astype("float64")
-        good = np.asarray(strength).dtype.kind not in "US"
+        good = np.asarray(strength).dtype.kind not in "USc"
         good &= values.ndim == 0 or values.shape == (batch,)
         good &= bool(np.all((values >= 0) & (values <= 1e30)))
     except (TypeError, ValueError, OverflowError):

@@ -74,8 +74,7 @@ class Array:
 def image_shapes():
     """Shapes from 1 to 40; few where each shape has to be compiled."""
     if backend.backend() == "jax":
-        few = [(0, 5, 5, 1), (1, 1, 1, 1), (3, 1, 7, 2), (3, 9, 6, 3), (2, 16, 16, 1)]
-        return st.sampled_from(few)
+        return st.sampled_from([(0, 5, 5, 1), (1, 1, 1, 1), (3, 6, 5, 2)])
     side = st.one_of(st.integers(1, 6), st.integers(1, 40))
     return st.tuples(st.integers(0, 9), side, side, st.integers(1, 5))
 
