@@ -309,7 +309,6 @@ def test_a_full_disk_leaves_what_is_done(images, tmp_path):
     assert path.read_bytes() == whole.read_bytes()
 
 
-@pytest.mark.slow
 def test_a_full_disk_does_not_end_the_process(images, tmp_path):
     # A full disk ends a process that writes through a memory map.
     disk = tmp_path / "disk"
