@@ -72,6 +72,7 @@ SCRIPT = """
 
 @pytest.mark.fused
 @pytest.mark.rare
+@pytest.mark.slow
 def test_a_run_that_was_killed_goes_on_to_the_same_file(images, tmp_path):
     whole, killed = tmp_path / "whole.npy", tmp_path / "killed.npy"
     compute(images, whole, batch_size=1)
