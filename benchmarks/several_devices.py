@@ -5,7 +5,8 @@
 Two logical devices on the CPU, `MirroredStrategy`, the network and the batch of
 `step_overhead`, without XLA. Each row is the median over the rounds of the ratio to the
 plain step on as many devices in the same round. The devices are cores of one processor:
-the table shows the work of sharing, not the time on a network.
+the table shows the work of sharing, not the time on a network. The size of the batch is
+not known when the step is traced, as in `fit` with arrays; `step_overhead` fixes it.
 """
 
 import argparse
@@ -21,7 +22,7 @@ import tensorflow as tf
 import keras_structadv as ksa
 from benchmarks.step_overhead import BATCH, small_resnet
 from benchmarks.timing import interleave, machine, ratios
-from benchmarks.training_step import Batch, fit_step, prepare, repeated
+from benchmarks.training_step import Batch, fit_step, prepare
 
 VARIANTS = ("plain", "flow, fresh", "flow, reused")
 
@@ -50,10 +51,13 @@ def step(
 
 
 def data(batch: Batch, strategy: tf.distribute.Strategy | None) -> Iterator:
-    """The batch without an end, one part of it for each device."""
-    if strategy is None:
-        return repeated(batch)
+    """The batch without an end, one part of it for each device.
+
+    Its size is not known when the step is traced, as in `fit` with arrays.
+    """
     whole = tf.data.Dataset.from_tensor_slices(batch).batch(len(batch[0])).repeat()
+    if strategy is None:
+        return iter(whole)
     return iter(strategy.experimental_distribute_dataset(whole))
 
 

@@ -14,6 +14,7 @@ from keras import ops
 
 from keras_structadv.backends.base import AugmentedStep, Framework
 from keras_structadv.backends.keras_state import has_replicas, strategy_scope
+from keras_structadv.backends.tape import asked_too
 from keras_structadv.backends.train_step import check_calls, of_each_image, recorded
 
 
@@ -60,21 +61,28 @@ class TensorFlow(Framework):
         places = {i for i, (a, b) in enumerate(zip(leaves, others)) if a is not b}
 
         def run(images: Any, leaves: list) -> tuple[Any, Any]:
-            # This tape lies around that of the step. Except in the first layer, both
-            # make the same backward pass, and graph compilers merge the two.
+            # The step's own tape is asked for the images too. This one lies around it,
+            # for steps that ask theirs for something else: two backward passes then.
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(images)
                 given = [
                     tf.cast(images, x.dtype) if i in places else x
                     for i, x in enumerate(leaves)
                 ]
-                with recorded(model, "compute_loss") as losses:
+                with (
+                    recorded(model, "compute_loss") as losses,
+                    recorded(model.optimizer, "scale_loss") as scaled,
+                    asked_too([given[i] for i in places]) as found,
+                ):
                     logs = train_step(keras.tree.pack_sequence_as(data, given))
                 check_calls(model, "compute_loss", len(losses))
-                # Scaled as in the step: float16 keeps small gradients, and the two
-                # backward passes stay the same.
+                # Scaled as in the step: float16 keeps small gradients.
                 loss = model.optimizer.scale_loss(losses[0])
-            gradients = tape.gradient(loss, images)
+            targets, answers = zip(*found) if found else ((), ())
+            if len(targets) == 1 and any(targets[0] is x for x in (*scaled, loss)):
+                gradients = answers[0]
+            else:
+                gradients = tape.gradient(loss, images)
             scale = model.optimizer.scale_loss(1.0)
             # Keras divides the loss of each replica by their number.
             count = tf.shape(images)[0] * _replicas()

@@ -243,10 +243,6 @@ def test_where_gradients_cannot_be_reused_is_named(images, labels):
     bound = layer().bind(model, loss=loss_from_logits)
     with pytest.raises(ValueError, match='loss=<function.*gradient="fresh"'):
         model.fit(images, labels, verbose=0, callbacks=[reuse(bound)])
-    with tf.distribute.MirroredStrategy(["/cpu:0"]).scope():
-        model = build("sequential")
-    with pytest.raises(NotImplementedError, match='distribution.*gradient="fresh"'):
-        model.fit(images, labels, verbose=0, callbacks=[reuse(layer())])
     inputs = keras.Input((None, None, 1))
     x = layers.GlobalAveragePooling2D()(inputs)
     model = keras.Model(inputs, layers.Dense(3)(x))
@@ -312,3 +308,42 @@ def test_reused_recolouring_is_that_of_the_last_gradient(images, labels):
     changed = np.clip(images + ops.convert_to_numpy(change), 0, 1)
     by_hand.train_on_batch(changed, labels)
     assert_same_weights(model, by_hand, atol=1e-4)
+
+
+class Counting(layers.Layer):
+    """Counts how often it is traced, and how often its gradient is."""
+
+    forward = backward = 0
+
+    def call(self, x):
+        import tensorflow as tf
+
+        def gradient(rise):
+            self.backward += 1
+            return rise
+
+        @tf.custom_gradient
+        def identity(x):
+            self.forward += 1
+            return x + 0, gradient
+
+        return identity(x)
+
+
+@pytest.mark.parametrize("batches", ["arrays", "of one size"])
+def test_there_is_one_backward_pass(images, labels, batches):
+    import tensorflow as tf
+
+    counting = Counting()
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [keras.Input((8, 8, 1)), layers.Conv2D(2, 3), counting, layers.Flatten()]
+    )
+    model.compile("sgd", loss_from_logits, jit_compile=False)
+    data = tf.data.Dataset.from_tensor_slices((images, labels))
+    data = data.batch(3, drop_remainder=batches == "of one size")
+    before, tape = counting.forward, tf.GradientTape
+    history = model.fit(data, epochs=2, verbose=0, callbacks=[reuse()]).history
+    assert history["gradient_hit_rate"] == [0, 1]
+    assert counting.backward == counting.forward - before > 0
+    assert tf.GradientTape is tape
