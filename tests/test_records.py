@@ -109,6 +109,16 @@ def test_what_rounded_products_do_is_that_of_the_record():
         assert all(x < most for x, most in zip(extremes[name], bounds)), name
 
 
+def test_the_table_of_several_devices_is_that_of_the_record():
+    text = record("several_devices.txt")
+    table = [x for x in text.splitlines() if x.startswith("|")]
+    assert len(table) == 5
+    page = " ".join((ROOT / "docs/benchmarks.md").read_text().split())
+    for line in table:
+        assert line in page
+    assert text.split("\n\n")[-1].strip() in page
+
+
 README = (ROOT / "README.md").read_text()
 NAMES = {
     "PGD by pixel norm (L-infinity)": "PGD, L-infinity",
