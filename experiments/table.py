@@ -278,10 +278,10 @@ def brief(records: list[dict], control: str) -> str:
     Returns:
         A table for each set that was measured, with its name where there are several.
     """
-    attacks = [r["settings"]["attack"] for r in records if _adversary(r) == control]
+    attacks = [_attack(r) for r in records if _adversary(r) == control]
     tables: dict[str, dict[str, Rows]] = {}
     for record in records:
-        if record["settings"]["attack"] not in attacks:
+        if _attack(record) not in attacks:
             continue
         labels = (_adversary(record),)
         for measured, accuracy in record["accuracy"].items():
@@ -298,6 +298,10 @@ def brief(records: list[dict], control: str) -> str:
 
 def _adversary(record: dict) -> str:
     return record["settings"]["adversary"]
+
+
+def _attack(record: dict) -> dict | None:
+    return record["settings"].get("attack")
 
 
 def _brief(measures: dict[str, Rows], control: str) -> str:

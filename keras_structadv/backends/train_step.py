@@ -37,7 +37,9 @@ class _Recorder:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         result = self.method(*args, **kwargs)
-        self.results[threading.get_ident()].append(result)
+        asking = self.results.get(threading.get_ident())
+        if asking is not None:
+            asking.append(result)
         return result
 
 

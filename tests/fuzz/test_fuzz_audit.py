@@ -10,6 +10,7 @@ from keras import backend
 import keras_structadv as ksa
 from keras_structadv.audit.audit import Audit
 from tests.fuzz import values as v
+from tests.fuzz.fuzz_models import FORMS, SHAPE, labels_for, model_of
 from tests.fuzz.harness import fuzz
 from tests.fuzz.invariants import (
     Refused,
@@ -18,7 +19,6 @@ from tests.fuzz.invariants import (
     unchanged,
     untouched,
 )
-from tests.fuzz.models import FORMS, SHAPE, labels_for, model_of
 
 BATCH = 4  # a batch is filled up to it, so that one size is compiled
 STRENGTHS = (0, 0.5, 2)

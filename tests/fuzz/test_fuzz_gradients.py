@@ -9,6 +9,7 @@ from keras import backend
 
 import keras_structadv as ksa
 from tests.fuzz import values as v
+from tests.fuzz.fuzz_models import FORMS, LOSSES, SHAPE, labels_for, model_of
 from tests.fuzz.harness import fuzz
 from tests.fuzz.invariants import (
     Refused,
@@ -20,7 +21,6 @@ from tests.fuzz.invariants import (
     unchanged,
     untouched,
 )
-from tests.fuzz.models import FORMS, LOSSES, SHAPE, labels_for, model_of
 
 BATCHES = st.integers(0, 9) if backend.backend() != "jax" else v.one_of(0, 3)
 

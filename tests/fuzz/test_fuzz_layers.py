@@ -11,6 +11,7 @@ from keras import backend
 
 import keras_structadv as ksa
 from tests.fuzz import values as v
+from tests.fuzz.fuzz_models import FORMS, SHAPE, labels_for, model_of
 from tests.fuzz.harness import fuzz
 from tests.fuzz.invariants import (
     Refused,
@@ -23,7 +24,6 @@ from tests.fuzz.invariants import (
     untouched,
     with_nan,
 )
-from tests.fuzz.models import FORMS, SHAPE, labels_for, model_of
 
 COMMON = {
     "rate": v.FRACTION,
