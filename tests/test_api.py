@@ -90,7 +90,7 @@ SIGNATURES = {
 }
 # Each stage imports only from the stages before it.
 STAGES = [
-    {"backends.train_step"},
+    {"backends.train_step", "backends.tape"},
     {"backends.keras_state"},
     {"backends.base"},
     {"backends.tensorflow", "backends.jax", "backends.torch"},
