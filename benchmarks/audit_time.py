@@ -8,15 +8,13 @@ runs in a process of its own.
 """
 
 import argparse
-import concurrent.futures
-import multiprocessing
 import resource
 
 import keras
 import numpy as np
 
 import keras_structadv as ksa
-from benchmarks.timing import machine
+from benchmarks.timing import in_own_process, machine
 from experiments.models import mnist_cnn
 
 STRENGTHS = (0.5, 1, 1.5, 2, 3)
@@ -71,12 +69,8 @@ def main(arguments: list[str] | None = None) -> None:
     )
     print("|---|---|---|---|---|")
     for batch_size in BATCH_SIZES:
-        # A process of its own: the peak of an earlier audit would hide that of a later.
-        with concurrent.futures.ProcessPoolExecutor(
-            1, mp_context=multiprocessing.get_context("spawn")
-        ) as pool:
-            job = pool.submit(measure, images, batch_size, steps)
-            seconds, grown, left = job.result()
+        # The peak of an earlier audit would hide that of a later.
+        seconds, grown, left = in_own_process(measure, images, batch_size, steps)
         print(
             f"| {images} | {batch_size} | {seconds / 60:.1f} | +{grown:.0f} MiB | "
             f"{left:.3f} |"

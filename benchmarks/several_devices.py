@@ -10,9 +10,7 @@ not known when the step is traced, as in `fit` with arrays; `step_overhead` fixe
 """
 
 import argparse
-import concurrent.futures
 import contextlib
-import multiprocessing
 from collections.abc import Callable, Iterator
 
 import keras
@@ -21,7 +19,7 @@ import tensorflow as tf
 
 import keras_structadv as ksa
 from benchmarks.step_overhead import BATCH, small_resnet
-from benchmarks.timing import interleave, machine, ratios
+from benchmarks.timing import in_own_process, interleave, machine, ratios
 from benchmarks.training_step import Batch, fit_step, prepare
 
 VARIANTS = ("plain", "flow, fresh", "flow, reused")
@@ -97,10 +95,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--small", action="store_true", help="4 images, one round")
     options = parser.parse_args(arguments)
     rounds, size = (1, 4) if options.small else (options.rounds, BATCH)
-    with concurrent.futures.ProcessPoolExecutor(
-        max_workers=1, mp_context=multiprocessing.get_context("spawn")
-    ) as pool:
-        seconds, place = pool.submit(measure, rounds, size).result()
+    seconds, place = in_own_process(measure, rounds, size)
     print(f"\n{machine()}; batch {size}, 32x32x3")
     print(f"Ratio within a round: median of {rounds} rounds (quartile range)")
     print("\n| step | one device | two devices |\n|---|---|---|")

@@ -1,8 +1,11 @@
 """Interleaved timing: every benchmark reports ratios within a round."""
 
+import concurrent.futures
+import multiprocessing
 import platform
 import time
 from collections.abc import Callable
+from typing import Any
 
 import keras
 import numpy as np
@@ -22,6 +25,17 @@ def machine() -> str:
     backend = keras.backend.backend()
     version = __import__(backend).__version__
     return f"{name}; keras {keras.__version__}, {backend} {version}"
+
+
+def in_own_process(function: Callable, *arguments: object) -> Any:
+    """Calls a module's function in a new process, which ends with it.
+
+    There no earlier call has raised the peak of the memory or begun TensorFlow.
+    """
+    with concurrent.futures.ProcessPoolExecutor(
+        max_workers=1, mp_context=multiprocessing.get_context("spawn")
+    ) as pool:
+        return pool.submit(function, *arguments).result()
 
 
 def interleave(

@@ -118,7 +118,8 @@ def precompute_basis(
     if done < len(images):
         begun = _open(part, shape, dtype, done, checksum)
         size, offset = begun[0].nbytes, begun.offset
-        checksum = _checksum(begun, done)
+        if checksum is None:  # of an earlier version
+            checksum = _checksum(begun, done)
         del begun
         bar = keras.utils.Progbar(len(images), verbose=verbose, unit_name="image")
 

@@ -2,6 +2,7 @@
 
 import math
 import numbers
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,14 @@ def as_tensor(name: str, x: Any, dtype: str | None = None) -> Any:
         f"Received {name} that are no real numbers ({reason}). Pass a dense array "
         "of floats or integers."
     )
+
+
+def is_one_of(value: Any, names: Collection) -> bool:
+    """Returns whether a value is one of some names, of which `None` may be one.
+
+    Where it is an array or a list, `in` alone fails, or compares its entries.
+    """
+    return isinstance(value, str | None) and value in names
 
 
 def check_images(images: Any, gradients: Any) -> None:

@@ -7,7 +7,7 @@ import keras
 from keras import ops
 
 from keras_structadv.backends import largest
-from keras_structadv.checks import as_tensor, check_images, check_number
+from keras_structadv.checks import as_tensor, check_images, check_number, is_one_of
 from keras_structadv.dct import (
     dct2,
     enough_frequencies,
@@ -273,7 +273,7 @@ def check_flow_arguments(
     if alpha is not None:
         advice = ", or None to scale each flow to `max_displacement`"
         check_number("alpha", alpha, positive=True, advice=advice)
-    if not isinstance(solver, str) or solver not in SOLVERS:
+    if not is_one_of(solver, SOLVERS):
         raise ValueError(f"Received solver={solver!r}. Pass one of {list(SOLVERS)}.")
 
 

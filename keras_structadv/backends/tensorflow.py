@@ -126,15 +126,13 @@ class TensorFlow(Framework):
 
         if not has_replicas(model):
             return
-        strategy, known = model.distribute_strategy, tf.distribute
-        if not isinstance(
-            strategy,
-            (
-                known.MirroredStrategy,
-                known.MultiWorkerMirroredStrategy,
-                known.OneDeviceStrategy,
-            ),
-        ):
+        strategy = model.distribute_strategy
+        gathering = (
+            tf.distribute.MirroredStrategy,
+            tf.distribute.MultiWorkerMirroredStrategy,
+            tf.distribute.OneDeviceStrategy,
+        )
+        if not isinstance(strategy, gathering):
             raise NotImplementedError(
                 f"Gradients cannot be reused under {type(strategy).__name__}. Use "
                 'MirroredStrategy, or pass gradient="fresh".'

@@ -9,6 +9,7 @@ import keras
 from keras_structadv.backends import WeightSnapshot, framework
 from keras_structadv.checks import (
     check_fraction,
+    is_one_of,
     range_pair,
     strength_range,
 )
@@ -86,13 +87,12 @@ class StructuredAdversary(Adversary):
     ):
         self._check_names(kwargs)
         super().__init__(name=name, dtype=dtype, **kwargs)
-        if not isinstance(target, str | None) or target not in _TARGETS:
+        if not is_one_of(target, _TARGETS):
             raise ValueError(
                 f"Received target={target!r}. Pass one of {_TARGETS}, or give labels "
                 'with each call: layer({"images": ..., "labels": ..., "targets": ...}).'
             )
-        named = isinstance(bounding_box_format, str | None)
-        if not named or bounding_box_format not in (None, *BOX_FORMATS):
+        if not is_one_of(bounding_box_format, (None, *BOX_FORMATS)):
             raise ValueError(
                 f"Received bounding_box_format={bounding_box_format!r}. Pass one of "
                 f"{BOX_FORMATS}."

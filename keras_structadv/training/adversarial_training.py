@@ -7,6 +7,7 @@ import keras
 from keras import ops
 
 from keras_structadv.backends import check_keras, has_replicas, strategy_scope
+from keras_structadv.checks import is_one_of
 from keras_structadv.layers.base import StructuredAdversary, as_layers
 from keras_structadv.layers.binding import layers_inside
 from keras_structadv.training.fit import Fit
@@ -91,8 +92,9 @@ class AdversarialTraining(keras.callbacks.Callback):
         super().__init__()
         self.inside = layer is None
         self.layers = () if layer is None else _checked_layers(layer)
-        named = isinstance(gradient, str) and gradient in ("fresh", "reuse")
-        if not named and not isinstance(gradient, GradientStore):
+        if not isinstance(gradient, GradientStore) and not is_one_of(
+            gradient, ("fresh", "reuse")
+        ):
             raise ValueError(
                 f'Received gradient={gradient!r}. Pass "fresh", "reuse" or a '
                 "GradientStore."

@@ -165,7 +165,7 @@ class GradientStore:
 
         Args:
             keys: float32, (batch, 4), as `fingerprint` makes them.
-            codes: float32, (batch, length), in [-1, 1].
+            codes: float16 or float32, (batch, length), in [-1, 1].
         """
         places, match = self._lookup(keys)
         empty = framework().read_rows(self._keys, ops.reshape(places, (-1,)))[:, 0] < 0

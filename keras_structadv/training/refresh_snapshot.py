@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import keras
 
-from keras_structadv.checks import check_count
+from keras_structadv.checks import check_count, is_one_of
 from keras_structadv.layers.base import StructuredAdversary, as_layers
 
 
@@ -39,7 +39,7 @@ class RefreshSnapshot(keras.callbacks.Callback):
         every: str | int = "epoch",
     ):
         super().__init__()
-        if not (isinstance(every, str) and every == "epoch"):
+        if not is_one_of(every, ("epoch",)):
             try:
                 every = check_count("every", every)
             except ValueError as error:
