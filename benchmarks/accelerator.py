@@ -186,7 +186,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--sizes", type=int, nargs="+", default=[32, 64, 96, 224, 512, 1024]
+        "--sizes", type=int, nargs="*", default=[32, 64, 96, 224, 512, 1024]
     )
     parser.add_argument("--pixels", type=int, default=2**22, help="of a batch")
     parser.add_argument("--rounds", type=int, default=30)
@@ -199,7 +199,8 @@ def main(arguments: list[str] | None = None) -> None:
         options.models, options.rounds = ["small"], 2
     print(f"\n{device()}; {machine()}; median of {options.rounds} rounds")
     check()
-    fields(options.sizes, options.pixels, options.rounds, options.small)
+    if options.sizes:
+        fields(options.sizes, options.pixels, options.rounds, options.small)
     for name, precision in itertools.product(options.models, options.precision):
         steps(name, precision, options.rounds, options.small)
 

@@ -30,7 +30,7 @@ if backend.backend() != "tensorflow":
             *("kept_gradients", "refresh_snapshot", "reuse_step", "stopping"),
         )
     ]
-    collect_ignore += ["faults", "parity", "usages"]
+    collect_ignore += ["distribution_worker.py", "faults", "parity", "usages"]
 
 
 def pytest_collection_modifyitems(items):

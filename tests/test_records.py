@@ -119,6 +119,42 @@ def test_the_table_of_several_devices_is_that_of_the_record():
     assert text.split("\n\n")[-1].strip() in page
 
 
+def test_the_tables_of_the_gpu_are_those_of_the_record():
+    text = record("accelerator.txt")
+    page = (ROOT / "docs/benchmarks.md").read_text().split("## On a GPU")[1]
+    steps = {}
+    for part in re.split(r"^wide-resnet, 128 of 32 px, ", text, flags=re.M)[1:]:
+        for name, cells in rows_of(part).items():
+            ms, ratio, *_ = cells[0]
+            if name == "step" or ms.startswith("--"):
+                continue
+            steps.setdefault(name, []).append(f"{ms} ms, {float(ratio):.2f}")
+    assert len(steps) == 10
+    for name, cells in steps.items():
+        assert len(cells) == 2 and f"| {name} | {' | '.join(cells)} |" in page
+    reused = [
+        x.split()[-1] for k, v in steps.items() if "rate 1, reused" in k for x in v
+    ]
+    assert f"{min(reused)} to {max(reused)} of a plain" in " ".join(README.split())
+    half = [float(x) for x in re.findall(r"rate 0.5 \|.*\| (0\.\d+) \|$", text, re.M)]
+    assert len(half) == 4
+    told = f".{min(half) * 100:.0f} to .{max(half) * 100:.0f} of what those at every"
+    assert told in " ".join(page.split())
+    fields = {}
+    for count, size, name, ms, part in re.findall(
+        r"^\| (\d+) of (\d+) px \| (.*?) \| (\S+) \| \w+ \| (\S+) \|$", text, re.M
+    ):
+        names = fields.setdefault(f"{size}x{size} x {count}", {})
+        names[name.split(" (")[0]] = f"{ms} ms ({100 * float(part):.0f} %)"
+    columns = ("solve", "flow and warp", "solve, the paper's dense inverse")
+    assert len(fields) == 6
+    for name, cells in fields.items():
+        row = [cells.get(column, "not made") for column in (*columns, "recolouring")]
+        assert f"| {name} | {' | '.join(row)} |" in page
+    for error in re.findall(r"(?:relative|residual) \| (\S+) \|", text):
+        assert error in page
+
+
 README = (ROOT / "README.md").read_text()
 NAMES = {
     "PGD by pixel norm (L-infinity)": "PGD, L-infinity",
