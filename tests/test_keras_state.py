@@ -231,6 +231,20 @@ def test_another_keras_is_refused_where_something_is_made(name, monkeypatch):
             make()
 
 
+def test_variables_of_nnx_are_refused(monkeypatch):
+    flow, model = ksa.AdversarialFlow(), small_model()
+    monkeypatch.setattr(keras.config, "is_nnx_enabled", lambda: True, raising=False)
+    keras_state.check_keras.cache_clear()
+    for make in (
+        ksa.RandomFlow,
+        lambda: ksa.AdversarialTraining(flow),
+        lambda: ksa.per_image_gradients(model, IMAGES, np.zeros(2)),
+        lambda: ksa.evaluate_robustness(model, IMAGES, np.zeros(2), strengths=(1,)),
+    ):
+        with pytest.raises(RuntimeError, match="by Flax NNX.*KERAS_NNX_ENABLED=false"):
+            make()
+
+
 def test_the_message_names_the_versions_that_were_tried():
     with pytest.raises(RuntimeError) as raised:
         raise keras_state._changed("something")

@@ -16,7 +16,14 @@ from keras_structadv.backends.train_step import replaced
 
 @functools.cache
 def check_keras() -> None:
-    """Raises a `RuntimeError` if Keras has changed what layers and callbacks need."""
+    """Raises a `RuntimeError` if Keras lacks what layers and callbacks need."""
+    nnx = getattr(keras.config, "is_nnx_enabled", None)  # since Keras 3.11
+    if nnx is not None and nnx():
+        raise RuntimeError(
+            "Keras keeps its variables by Flax NNX (keras.config.is_nnx_enabled()), "
+            "which refuses the gradients and counters of keras_structadv. Start with "
+            "KERAS_NNX_ENABLED=false."
+        )
     try:
         is_inside_model()
         infers_shapes()
