@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: demo test test-all test-oldest fuzz faults lint docs bench clean
+.PHONY: demo test test-all test-oldest coverage fuzz faults lint docs bench clean
 
 # The stamp is made again when the dependencies change, not when the code does: the
 # package is installed in place.
@@ -16,7 +16,8 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 demo: .venv/installed
 	$(BIN)/python -m benchmarks.demo --picture demo.png
 
-PYTEST = $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+RUN := python
+PYTEST = $(BIN)/$(RUN) -m pytest --numprocesses 2 --dist worksteal
 
 # Everything on TensorFlow; numerics and layers on JAX, and on PyTorch where it is there.
 # `test` leaves out what is marked `rare`: whole notebooks, scripts and experiments.
@@ -36,6 +37,12 @@ test-oldest: BIN := .venv-oldest/bin
 	.venv-oldest/bin/python -m pip install --quiet --editable '.[dev]' \
 		--constraint .venv-oldest/constraints.txt
 	touch $@
+
+# Lines and branches of the package that `test` runs, on all backends together.
+coverage: RUN := coverage run
+coverage: test
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report --fail-under=95
 
 # Kills of whatever writes files, at random times; `test` has some at chosen moments.
 faults: .venv/installed
@@ -65,4 +72,4 @@ bench: .venv/installed
 
 clean:
 	rm -rf .venv .venv-oldest tests/parity/.venv build dist *.egg-info demo.png
-	rm -rf docs/_build docs/notebooks docs/reference/generated
+	rm -rf docs/_build docs/notebooks docs/reference/generated .coverage*

@@ -118,8 +118,6 @@ def precompute_basis(
     if done < len(images):
         begun = _open(part, shape, dtype, done, checksum)
         size, offset = begun[0].nbytes, begun.offset
-        if checksum is None:  # of an earlier version
-            checksum = _checksum(begun, done)
         del begun
         bar = keras.utils.Progbar(len(images), verbose=verbose, unit_name="image")
 
@@ -148,13 +146,13 @@ def precompute_basis(
     if not path.exists():
         _open(part, shape, dtype, done, checksum)
         os.replace(part, path)
-        return _open(path, shape, dtype)
+        return _open(path, shape, dtype, 0, 0)  # was read just now
     return _open(path, shape, dtype, done, checksum)
 
 
 def _done(
     path: pathlib.Path, part: pathlib.Path, record: pathlib.Path, made_of: dict
-) -> tuple[int, int | None]:
+) -> tuple[int, int]:
     """Returns the number of images done in an earlier run, and their checksum.
 
     Raises:
@@ -168,7 +166,7 @@ def _done(
         if os.path.getsize(record) > _MOST_BYTES:
             raise ValueError(f"it takes more than {_MOST_BYTES} bytes")
         found = json.loads(record.read_text())
-        done, checksum = found["done"], found.get("checksum")
+        done, checksum = found["done"], found["checksum"]
         if not isinstance(done, int) or not 0 <= done <= made_of["shape"][0]:
             raise ValueError(f"it counts {done} images")
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
@@ -194,8 +192,8 @@ def _open(
     path: pathlib.Path,
     shape: tuple,
     dtype: str,
-    done: int = 0,
-    checksum: int | None = None,
+    done: int,
+    checksum: int,
 ) -> np.memmap:
     """Opens the array, and compares its first images with their checksum.
 
@@ -213,7 +211,7 @@ def _open(
             f"{path} holds {basis.dtype} of shape {basis.shape}, not {dtype} of shape "
             f"{shape}. Pass another path, or delete the file."
         )
-    if checksum is not None and checksum != _checksum(basis, done):
+    if checksum != _checksum(basis, done):
         raise ValueError(
             f"{path} is damaged: its checksum is not that of its record. Delete it and "
             "run again."

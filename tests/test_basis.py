@@ -209,6 +209,19 @@ def test_foreign_files_are_named(images, tmp_path):
     assert len(np.load(tmp_path / "mine.npy")) == 3
 
 
+def test_an_array_of_another_shape_is_named(images, tmp_path):
+    path = tmp_path / "basis.npy"
+    compute(images, path)
+    np.save(path, np.load(path)[:, :6])
+    with pytest.raises(ValueError, match="holds float16 of shape .*, not float16"):
+        compute(images, path)
+
+
+def test_images_in_a_list(images, tmp_path):
+    listed = compute(list(images), tmp_path / "listed.npy")
+    np.testing.assert_array_equal(listed, compute(images, tmp_path / "array.npy"))
+
+
 def test_bad_arguments_are_named(images, tmp_path):
     with pytest.raises(ValueError, match="dtype='int8'"):
         compute(images, tmp_path / "basis.npy", dtype="int8")

@@ -30,6 +30,23 @@ def test_it_is_the_derivative_of_the_loss(images, labels):
     )
 
 
+def test_the_images_among_other_inputs_of_their_rank(images, labels):
+    first, second = (keras.Input((8, 8, 1), name=name) for name in ("images", "depth"))
+    both = layers.Concatenate()([first, second])
+    logits = layers.Dense(3)(layers.Flatten()(both))
+    for names in (("images", "depth"), ("left", "right")):
+        model = keras.Model(dict(zip(names, (first, second))), logits)
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile("sgd", loss)
+        x = dict(zip(names, (images, images[::-1])))
+        if names[0] == "images":
+            found = gradients_of(model, x, labels)
+            assert found.shape == images.shape and np.abs(found).min(0).max() > 0
+        else:
+            with pytest.raises(ValueError, match="exactly one of rank 4, or name"):
+                ksa.per_image_gradients(model, x, labels)
+
+
 def test_an_image_does_not_see_its_batch(images, labels):
     model = small_model()
     gradients = gradients_of(model, images, labels)

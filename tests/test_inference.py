@@ -1,5 +1,7 @@
 """The gradient pass in inference mode, with moving statistics or those of the batch."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -69,6 +71,14 @@ def test_layers_are_left_as_they_were(images):
         Inference(model, batch_statistics=True)(images[:, :4])
     assert [layer.call for layer in norms] == calls
     assert not any("call" in vars(layer) for layer in norms)
+
+
+def test_a_call_of_the_layer_itself_is_left_to_it(images):
+    model = network()
+    norm = model.layers[-2]
+    own = norm.call = functools.partial(norm.call)
+    Inference(model, batch_statistics=True)(images)
+    assert vars(norm)["call"] is own
 
 
 def test_frozen_layers_keep_their_statistics(images):

@@ -44,6 +44,11 @@ def test_functions_and_names_of_losses():
     np.testing.assert_allclose(mean, [0.125, 0.125], rtol=1e-5)
 
 
+def test_several_losses_for_one_output_are_refused():
+    with pytest.raises(ValueError, match=r"loss=\['mse', 'mae'\] for one output"):
+        per_image_loss(MODEL, ["mse", "mae"])
+
+
 def test_the_only_entry():
     assert only_entry(["mse"]) == only_entry({"a": ("mse",)}) == only_entry("mse")
     assert only_entry([3]) == [3]  # the label of one image

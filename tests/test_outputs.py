@@ -78,3 +78,33 @@ def test_several_outputs_add_up_with_their_weights(images, labels):
         two, images, [labels, sizes], target=[target, None]
     )
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_no_output_has_a_loss(images, labels):
+    inputs = keras.Input((8, 8, 1))
+    outputs = [layers.Dense(3)(layers.Flatten()(inputs)) for _ in range(2)]
+    model = keras.Model(inputs, outputs)
+    model.compile("sgd", [None, None])
+    with pytest.raises(ValueError, match="no compiled loss"):
+        ksa.per_image_gradients(model, images, [labels, labels])
+
+
+def test_outputs_without_names(images, labels):
+    class Two(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = small_model(), small_model()
+
+        def call(self, x):
+            return [self.first(x), self.second(x)]
+
+    model = Two()
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile("sgd", [loss, loss])
+    both = gradients_of(model, images, [labels, labels])
+    expected = [
+        gradients_of(one, images, labels) for one in (model.first, model.second)
+    ]
+    np.testing.assert_allclose(both, sum(expected), atol=1e-6)
+    with pytest.raises(ValueError, match=r"with the outputs \[0, 1\]"):
+        ksa.per_image_gradients(model, images, labels)

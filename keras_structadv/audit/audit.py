@@ -109,10 +109,12 @@ class Audit:
         """
         attack = self._attack_on(model)
         inputs = getattr(model, "inputs", None)
-        if isinstance(x, (list, tuple)) and inputs and len(inputs) != len(x):
+        count = len(keras.tree.flatten(x)) if isinstance(x, (list, tuple)) else 0
+        if count and inputs and len(inputs) != count:
             raise ValueError(
-                f"Received x of {len(x)} entries for a model with {len(inputs)} "
-                "input(s). Pass the images as one array, and the labels as y."
+                f"Received x of {count} arrays for a model with {len(inputs)} "
+                "input(s). Pass the images as one array, and the labels as y; or "
+                "batches as a data set or a generator, not a list."
             )
         y = as_array(y)
         total = number_of_images(x, y)

@@ -77,8 +77,8 @@ def answers_of(predictions: Any, model: keras.Model, loss: Any) -> Any:
         model: the model, for its compiled loss.
         loss: overrides the model's own.
     """
-    predictions = only_entry(predictions)
-    if not isinstance(predictions, (list, tuple, dict)):
+    predictions, single = _rows(predictions)
+    if single:
         one = per_image_loss(model, loss)
         if _has_one_answer(predictions, one):
             return _answer(predictions, one)
@@ -124,10 +124,7 @@ def check_class_ids(
 
 def _is_right(labels: Any, predictions: Any, model: keras.Model, loss: Any) -> Any:
     """Returns 1.0 where the class with the highest prediction is the true one."""
-    labels, predictions = only_entry(labels), only_entry(predictions)
-    single = not isinstance(predictions, (list, tuple, dict))
-    if single and len(predictions.shape) == 1:
-        predictions = predictions[:, None]
+    labels, (predictions, single) = only_entry(labels), _rows(predictions)
     one = per_image_loss(model, loss) if single else None
     if one is None or not _has_one_answer(predictions, one):
         what = f"of shape {tuple(predictions.shape)}" if single else "several"
@@ -142,6 +139,15 @@ def _is_right(labels: Any, predictions: Any, model: keras.Model, loss: Any) -> A
     right = labels == _answer(predictions, one)
     finite = ops.all(ops.isfinite(predictions), axis=-1)
     return ops.cast(ops.logical_and(right, finite), "float32")
+
+
+def _rows(predictions: Any) -> tuple[Any, bool]:
+    """Returns predictions, of rank 2 if they were of rank 1; whether of one output."""
+    predictions = only_entry(predictions)
+    single = not isinstance(predictions, (list, tuple, dict))
+    if single and len(predictions.shape) == 1:
+        predictions = predictions[:, None]
+    return predictions, single
 
 
 def _has_one_answer(predictions: Any, one: PerImageLoss) -> bool:

@@ -31,7 +31,7 @@ def per_image_loss(model: keras.Model, loss: Any = None) -> "PerImageLoss":
     if loss is None:
         loss = getattr(model, "loss", None)
     loss = only_entry(loss)
-    if loss is None:
+    if all(one is None for one in keras.tree.flatten(loss)):
         raise ValueError(
             f"Model {model.name!r} has no compiled loss. Compile it with a loss, or "
             "pass `loss` to the layer, to `bind` or to `per_image_gradients`."

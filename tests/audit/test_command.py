@@ -148,9 +148,30 @@ def folders(files, *names, broken=False):
     return folder.name
 
 
+def saved(files, shape=(16, 16, 3), outputs=1):
+    """Saves a model of two classes; returns its name, with a folder as data."""
+    inputs = keras.Input(shape)
+    pooled = keras.layers.GlobalAveragePooling2D()(inputs)
+    logits = [keras.layers.Dense(2)(pooled) for _ in range(outputs)]
+    model = keras.Model(inputs, logits if outputs > 1 else logits[0])
+    model.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model.save(files / "other.keras")
+    return {"model": "other.keras", "data": "pictures"}
+
+
+def empty(files):
+    for name in ("0", "1"):
+        (files / "empty" / name).mkdir(parents=True)
+    return "empty"
+
+
 @pytest.mark.parametrize(
     "make, arguments, message",
     [
+        (lambda f: saved(f, (None, None, 3)), [], "cannot be resized"),
+        (lambda f: saved(f, (16, 16, 2)), [], "takes 2 channels"),
+        (lambda f: saved(f, outputs=2), [], "one output of classes"),
+        (lambda f: {"data": empty(f)}, [], "empty has no pictures (.bmp"),
         (lambda f: {"model": "none.keras"}, [], "There is no model"),
         (lambda f: {"model": broken(f, "bad.keras")}, [], "could not be loaded"),
         (lambda f: {"data": "none.npz"}, [], "There are no data"),
@@ -175,6 +196,29 @@ def test_errors_say_what_to_do(files, tmp_path, capsys, make, arguments, message
     error = capsys.readouterr().err
     assert message in error and "Traceback" not in error
     assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_matplotlib_is_named(files, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert audit(files, *QUICK, out=tmp_path / "out") == 1
+    assert "pip install matplotlib" in capsys.readouterr().err
+
+
+def test_where_the_accuracy_falls_to_a_half(files, tmp_path, capsys):
+    with np.load(files / "data.npz") as data:
+        x, y = data["x"], np.array(data["y"])
+    y[::2] = 1 - y[::2]
+    np.savez(files / "half.npz", x=x, y=y)
+    for name, told in (
+        ("data.npz", "accuracy falls to 0.5 at"),
+        ("half.npz", "accuracy is not above 0.5 at the smallest strength."),
+    ):
+        arguments = ("--strengths", "0.1", "16", "--steps", "2", "--random", "2")
+        assert audit(files, *arguments, out=tmp_path, data=name) == 0
+        assert told in capsys.readouterr().out
+    arguments = ("--strengths", "0", "--steps", "1", "--random", "1")
+    assert audit(files, *arguments, out=tmp_path) == 0
+    assert "accuracy stays above 0.5." in capsys.readouterr().out
 
 
 def test_objects_in_data_are_not_run(files, tmp_path, capsys):

@@ -382,6 +382,17 @@ def test_one_hot_labels_and_one_output(case):
         np.testing.assert_array_equal(same.answers[:, 0], answers(model, x))
 
 
+def test_one_output_without_an_axis(case):
+    inputs = keras.Input((16, 16, 1))
+    model = keras.Model(inputs, ops.mean(inputs, axis=(1, 2, 3)) - 127.0)
+    model.compile(loss=keras.losses.BinaryCrossentropy(from_logits=True))
+    x = case[1]
+    y = (x.mean(axis=(1, 2, 3)) > 127).astype("int32")
+    report = evaluate(model, x, y)
+    assert report.clean.min() == 1 and 0 < y.mean() < 1
+    np.testing.assert_array_equal(report.answers[:, 0], y)
+
+
 def test_masks_move_with_the_image():
     # The model answers for each pixel whether it is bright: a motion does not change
     # that where the mask moves along, and does where it stays.
@@ -456,6 +467,8 @@ def test_several_outputs_need_a_metric():
     assert report.clean.min() == 1 and report.adversarial[-1] < 1
     with pytest.raises(ValueError, match="Pass metric="):
         evaluate(model, x, y)
+    with pytest.raises(ValueError, match="no labels for a model with 2 outputs"):
+        evaluate(model, x, metric=both)
 
 
 def test_a_subclassed_model_that_was_never_called():
@@ -533,12 +546,19 @@ def test_bad_data(case):
         evaluate(model, x[..., 0], y)
     with pytest.raises(TypeError, match="as perturbation="):
         evaluate(model, x, ksa.AdversarialFlow())
-    with pytest.raises(ValueError, match="2 entries for a model with 1 input"):
+    with pytest.raises(ValueError, match="2 arrays for a model with 1 input"):
         evaluate(model, (x, y))
     with pytest.raises(ValueError, match=r"x\[None\]"):
         evaluate(model, x[0], y[0])
     with pytest.raises(ValueError, match="without a batch axis"):
         evaluate(model, ((a, b) for a, b in zip(x, y)))
+    with pytest.raises(ValueError, match="no images.*read only once"):
+        evaluate(model, iter(()))
+    with pytest.raises(ValueError, match="a batch with 4 entries"):
+        evaluate(model, iter([(x, y, y, y)]))
+    for batches in ([(x, y)], [(x, y), (x, y)]):
+        with pytest.raises(ValueError, match="arrays for a model.*not a list"):
+            evaluate(model, batches)
     with pytest.raises(ValueError, match="labels from 1 to 2"):
         evaluate(model, x, y + 1)
     with pytest.raises(ValueError, match=r"labels of shape \(60, 2\)"):

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 import scipy.ndimage
-from keras import layers, ops
+from keras import backend, layers, ops
 
 import keras_structadv as ksa
 from keras_structadv.layers.masks_boxes_points import BOX_FORMATS
@@ -98,6 +98,26 @@ def test_every_format_of_boxes():
         expected = now if expected is None else expected
         np.testing.assert_allclose(now, expected, atol=1e-3)
     assert np.abs(expected - boxes).max() > 0.5
+
+
+def test_integers_are_rounded():
+    blobs, _, boxes, points = scene()
+    moved = on_blobs(bounding_box_format="xyxy")
+    data = {"images": blobs, "segmentation_masks": None, "keypoints": points.round()}
+    given = {"boxes": boxes.round(), "labels": np.zeros((4, 2), "int32")}
+    out = moved({**data, "bounding_boxes": given})
+    whole = {**given, "boxes": boxes.round().astype("int32")}
+    data["keypoints"] = data["keypoints"].astype("int32")
+    rounded = moved({**data, "bounding_boxes": whole})
+    assert rounded["segmentation_masks"] is None
+    for one, other in (
+        (out["keypoints"], rounded["keypoints"]),
+        (out["bounding_boxes"]["boxes"], rounded["bounding_boxes"]["boxes"]),
+    ):
+        assert backend.standardize_dtype(other.dtype) == "int32"
+        one = ops.convert_to_numpy(one)
+        np.testing.assert_array_equal(np.round(one), ops.convert_to_numpy(other))
+        assert np.abs(one - np.round(one)).max() > 0.2
 
 
 def test_boxes_that_leave_the_image_lose_their_label():

@@ -226,3 +226,26 @@ def test_hooks_without_a_fit_say_so():
     callback = ksa.AdversarialTraining(ksa.AdversarialFlow())
     with pytest.raises(RuntimeError, match="No `fit` is going on"):
         callback.on_train_batch_begin(0)
+
+
+@pytest.mark.backends("tensorflow", "jax")
+def test_arrays_among_the_arguments_of_a_layer(images, labels):
+    class Weighted(Counting):
+        def get_config(self):
+            return super().get_config() | {"weights": np.ones(2)}
+
+    layer = Weighted(rate=1.0, value_range=(0, 1))
+    callback, model = ksa.AdversarialTraining(layer), small_model()
+    for _ in range(2):  # whether they have changed cannot be told
+        traced = Weighted.traced
+        history = fit(model, images, labels, callback).history
+        assert history["mean_displacement"][0] > 0 and Weighted.traced > traced
+
+
+@pytest.mark.backends("tensorflow", "jax")
+def test_what_layers_inside_cannot_move_is_refused(images, labels):
+    model = keras.Sequential([ksa.AdversarialFlow(), *small_model().layers])
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    data = {"images": images, "keypoints": np.ones((6, 2, 2), "float32")}
+    with pytest.raises(ValueError, match=r"\['keypoints'\] beside the images"):
+        fit(model, data, labels, ksa.AdversarialTraining())

@@ -4,6 +4,7 @@ import os
 import socket
 import stat
 import subprocess
+import zipfile
 
 import keras
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from keras import backend, ops
 
 import keras_structadv as ksa
+from keras_structadv import files
 from keras_structadv.training.fingerprint import fingerprint
 from keras_structadv.training.store_file import Table, read_table
 from tests.damage import Evil, bomb, damaged, npz_by_hand, peak_memory, small_files
@@ -210,6 +212,32 @@ def test_what_a_killed_process_left_is_removed(tmp_path):
     made.save(tmp_path / "store.npz")
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == ["store.npz", "store.npz.elsewhere-1.new"]
+
+
+def test_folders_of_killed_processes_are_removed(tmp_path, monkeypatch):
+    def left(number):
+        folder = tmp_path / f"report.json.{socket.gethostname()}-{number}.new"
+        folder.mkdir()
+        (folder / "report.npz").touch()
+        return folder
+
+    killed, of_another_user = left(1111111), left(2222222)
+
+    def kill(number, signal):
+        assert signal == 0
+        raise ProcessLookupError if number == 1111111 else PermissionError
+
+    monkeypatch.setattr(files.os, "kill", kill)
+    files.remove_leftovers(tmp_path / "report.json")
+    assert not killed.exists() and of_another_user.exists()
+
+
+def test_an_array_of_an_unknown_format_is_refused(tmp_path):
+    path = tmp_path / "store.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("keys.npy", np.lib.format.magic(3, 0) + bytes(64))
+    with pytest.raises(ValueError, match=r"keys.npy has an unknown format \(3, 0\)"):
+        files.read_arrays(path, ["keys"], 2**20)
 
 
 def test_a_backup_of_the_epoch_of_the_model_is_restored(tmp_path):
