@@ -267,7 +267,8 @@ def _limited(
     scale = ops.divide_no_nan(limit * span, size)
     if lam is not None:
         # Images scaled to [0, 1] have gradients larger by the span.
+        steepness = largest * peak
         scale = ops.where(
-            peak > 0, ops.minimum(scale, largest * peak * (span**2 / float(lam))), 0.0
+            steepness > 0, ops.minimum(scale, steepness * (span**2 / float(lam))), 0.0
         )
     return solution * scale

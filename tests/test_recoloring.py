@@ -277,6 +277,18 @@ def test_numbers_may_be_of_every_type(photographs):
         np.testing.assert_array_equal(recolor(*photographs, **given), expected)
 
 
+def test_a_basis_that_overflows_changes_nothing():
+    gradients = np.ones((2, 3, 3, 1), "float32")
+    basis = np.stack([np.full((3, 3, 1, 1), x, "float32") for x in (0.3, 1e30)])
+    for lam in (None, 1e-3):
+        for value_range in ((0, 255), (0, 1e30)):
+            out = recoloring_from_basis(
+                gradients, basis, lam=lam, value_range=value_range
+            )
+            out = ops.convert_to_numpy(out)
+            assert np.isfinite(out).all() and out[0].min() > 0 and not out[1].any()
+
+
 @pytest.mark.parametrize("rank", [None, 2])
 def test_an_image_that_overflows_stays_alone(rank):
     rng = np.random.default_rng(0)
