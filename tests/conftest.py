@@ -38,8 +38,9 @@ def pytest_collection_modifyitems(items):
         marker = item.get_closest_marker("backends")
         if marker and backend.backend() not in marker.args:
             item.add_marker(pytest.mark.skip(reason=f"is of {marker.args}"))
-        # test_backends.py holds the numbers of an audit on every backend.
-        if backend.backend() != "tensorflow" and "audit" in item.path.parts:
+        # test_backends.py holds the numbers of every backend, also those of an audit.
+        rare = "audit" in item.path.parts or item.get_closest_marker("slow")
+        if backend.backend() != "tensorflow" and rare:
             item.add_marker(pytest.mark.rare)
 
 

@@ -252,7 +252,7 @@ def workers(tmp_path_factory):
     return finish(processes, paths)
 
 
-@pytest.mark.slow
+@pytest.mark.rare
 @pytest.mark.parametrize(
     "case,alone", [("plain", "plain"), ("flow", "flow"), ("callback", "flow")]
 )
@@ -265,14 +265,14 @@ def test_two_workers_train_as_one(mirrored, workers, case, alone):
         assert distance(first, result(workers[0], "plain")) > 1e-3
 
 
-@pytest.mark.slow
+@pytest.mark.rare
 def test_a_worker_finds_the_gradients_of_the_other(mirrored, workers):
     first, second = (result(results, "reused") for results in workers)
     assert_close(first, second, atol=0)
     assert_close(first, result(mirrored, "reused, one")[0])
 
 
-@pytest.mark.slow
+@pytest.mark.rare
 @pytest.mark.xfail(
     reason="Keras 3 cannot fit a plain model under MultiWorkerMirroredStrategy "
     "(github.com/tensorflow/tensorflow/issues/72388); try the callback when it can",
@@ -329,7 +329,7 @@ def test_several_devices_of_jax_train_as_one(parallel, case, split):
     assert min(history["adversarial_loss_gain"]) > 0
 
 
-@pytest.mark.slow
+@pytest.mark.rare
 def test_a_process_of_jax_finds_the_gradients_of_the_other(parallel, processes):
     assert [result(results, "devices") for results in processes] == [2, 2]
     one = result(parallel, "reused, one")
@@ -339,7 +339,7 @@ def test_a_process_of_jax_finds_the_gradients_of_the_other(parallel, processes):
     assert_close(first[0], second[0], atol=0)
 
 
-@pytest.mark.slow
+@pytest.mark.rare
 @pytest.mark.parametrize("case", ["flow", "flow inside"])
 def test_two_processes_of_jax_train_as_one(parallel, processes, case):
     one = result(parallel, f"{case}, one")[0]

@@ -302,6 +302,7 @@ def test_the_smallest_eigenpairs_are_those_of_scipy(size, channels, rank):
     assert separate >= 3
 
 
+@pytest.mark.slow
 def test_damping_shifts_eigenvalues_and_leaves_eigenvectors():
     images, _ = problems(32, 3)
     values, vectors = zip(
@@ -321,6 +322,7 @@ def test_damping_shifts_eigenvalues_and_leaves_eigenvectors():
         assert np.var(other.reshape(-1, 3, 3), axis=0).max() < 1e-8
 
 
+@pytest.mark.slow
 def test_all_eigenpairs_of_a_tiny_image():
     image = np.random.default_rng(0).uniform(size=(1, 2, 3, 1)).astype("float32")
     operator = EdgePreserving(image)

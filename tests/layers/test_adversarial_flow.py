@@ -27,6 +27,7 @@ def batches(images, labels, count=10, size=64):
         yield images[k * size : (k + 1) * size], labels[k * size : (k + 1) * size]
 
 
+@pytest.mark.slow
 def test_the_loss_rises_more_than_under_a_random_flow(trained):
     model, x, y = trained
     layer = ksa.AdversarialFlow(max_displacement=(1.5, 1.5), rate=1.0).bind(model)
@@ -41,6 +42,7 @@ def test_the_loss_rises_more_than_under_a_random_flow(trained):
     assert beats_random >= 9
 
 
+@pytest.mark.slow
 def test_the_loss_falls_towards_a_target(trained):
     model, x, y = trained
     layer = ksa.AdversarialFlow(max_displacement=(1.5, 1.5), rate=1.0).bind(model)
@@ -55,6 +57,7 @@ def test_the_loss_falls_towards_a_target(trained):
     assert losses(model, layer(data)["images"], wrong).mean() < before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["most_confident_wrong", "random"])
 def test_wrong_targets_raise_the_loss_of_the_label(trained, target):
     model, x, y = trained
@@ -64,6 +67,7 @@ def test_wrong_targets_raise_the_loss_of_the_label(trained, target):
     assert losses(model, moved, y[:256]).mean() > before
 
 
+@pytest.mark.slow
 def test_more_steps_raise_the_loss_further(trained):
     model, x, y = trained
     means = []
@@ -73,6 +77,7 @@ def test_more_steps_raise_the_loss_further(trained):
     assert means[0] < means[1] < means[2]
 
 
+@pytest.mark.slow
 def test_the_gain_is_the_first_order_rise(trained):
     model, x, y = trained
     layer = ksa.AdversarialFlow(max_displacement=(0.05, 0.05), rate=1.0).bind(model)
