@@ -16,8 +16,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 demo: .venv/installed
 	$(BIN)/python -m benchmarks.demo --picture demo.png
 
-RUN := python
-PYTEST = $(BIN)/$(RUN) -m pytest --numprocesses 2 --dist worksteal
+PYTEST = $(BIN)/python -m pytest --numprocesses 2 --dist worksteal $(COVER)
 
 # Everything on TensorFlow; numerics and layers on JAX, and on PyTorch where it is there.
 # `test` leaves out what is marked `rare`: whole notebooks, scripts and experiments.
@@ -39,9 +38,9 @@ test-oldest: BIN := .venv-oldest/bin
 	touch $@
 
 # Lines and branches of the package that `test` runs, on all backends together.
-coverage: RUN := coverage run
-coverage: test
-	$(BIN)/coverage combine --quiet
+coverage: .venv/installed
+	rm -f .coverage
+	$(MAKE) test COVER='--cov --cov-append --cov-report='
 	$(BIN)/coverage report --fail-under=95
 
 # Kills of whatever writes files, at random times; `test` has some at chosen moments.
