@@ -3,6 +3,7 @@
 import argparse
 import importlib.util
 import pathlib
+import re
 import sys
 import zipfile
 from typing import Any
@@ -160,6 +161,12 @@ def _model(path: pathlib.Path, from_logits: bool | None) -> keras.Model:
     if not path.exists():
         raise CommandError(
             f"There is no model {path}. Pass a file that model.save() wrote."
+        )
+    version = tuple(int(x) for x in re.findall(r"\d+", keras.__version__)[:3])
+    if path.suffix in (".h5", ".hdf5") and version < (3, 11, 3):  # CVE-2025-9905
+        raise CommandError(
+            f"{path} may hold code, which Keras {keras.__version__} would run. Pass a "
+            ".keras file, or update to keras>=3.11.3."
         )
     try:
         if zipfile.is_zipfile(path):
