@@ -19,7 +19,7 @@ from keras_structadv.backends import keras_state
 from tests.models import Subclassed, numpy, small_model
 from tests.oldest import oldest
 
-TRIED = ("3.9.0", "3.10.0", "3.11.3", "3.12.4", "3.13.2", "3.14.1", "3.15.1")
+TRIED = ("3.10.0", "3.11.3", "3.12.4", "3.13.2", "3.14.1", "3.15.1")
 ROOT = pathlib.Path(__file__).parents[1]
 IMAGES = np.zeros((2, 8, 8, 1), "float32")
 
@@ -231,17 +231,20 @@ def test_another_keras_is_refused_where_something_is_made(name, monkeypatch):
             make()
 
 
-def test_variables_of_nnx_are_refused(monkeypatch):
+def test_variables_of_nnx_are_refused_on_jax(monkeypatch):
     flow, model = ksa.AdversarialFlow(), small_model()
     monkeypatch.setattr(keras.config, "is_nnx_enabled", lambda: True, raising=False)
     keras_state.check_keras.cache_clear()
+    if backend.backend() != "jax":
+        assert ksa.RandomFlow()(IMAGES, training=True).shape == IMAGES.shape
+        return
     for make in (
         ksa.RandomFlow,
         lambda: ksa.AdversarialTraining(flow),
         lambda: ksa.per_image_gradients(model, IMAGES, np.zeros(2)),
         lambda: ksa.evaluate_robustness(model, IMAGES, np.zeros(2), strengths=(1,)),
     ):
-        with pytest.raises(RuntimeError, match="by Flax NNX.*KERAS_NNX_ENABLED=false"):
+        with pytest.raises(RuntimeError, match="in Flax NNX.*KERAS_NNX_ENABLED=false"):
             make()
 
 

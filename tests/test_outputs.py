@@ -27,6 +27,19 @@ def test_predictions_of_rank_one(images, target, with_labels):
     )
 
 
+@pytest.mark.parametrize("target", [None, "most_confident_wrong", "labels"])
+@pytest.mark.parametrize("count", [1, 3])
+def test_vectors_for_one_output_are_refused(images, target, count):
+    model = keras.Sequential([keras.Input((8, 8, 1)), layers.Flatten()])
+    model.add(layers.Dense(1))
+    model.compile(loss=keras.losses.BinaryCrossentropy(from_logits=True))
+    target = np.zeros((count, 1)) if target == "labels" else target
+    with pytest.raises(ValueError, match=rf"labels of shape \({count}, 2\)"):
+        ksa.per_image_gradients(
+            model, images[:count], np.eye(2)[[0] * count], target=target
+        )
+
+
 def test_one_loss_and_one_output_in_a_list_or_a_dict(images, labels):
     expected = gradients_of(small_model(), images, labels)
     keras.utils.set_random_seed(0)

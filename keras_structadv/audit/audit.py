@@ -109,13 +109,16 @@ class Audit:
         """
         attack = self._attack_on(model)
         inputs = getattr(model, "inputs", None)
-        count = len(keras.tree.flatten(x)) if isinstance(x, (list, tuple)) else 0
-        if count and inputs and len(inputs) != count:
-            raise ValueError(
-                f"Received x of {count} arrays for a model with {len(inputs)} "
-                "input(s). Pass the images as one array, and the labels as y; or "
-                "batches as a data set or a generator, not a list."
-            )
+        if isinstance(x, (list, tuple)) and inputs:
+            count = len(x)
+            if count <= len(inputs):  # a long list of numbers takes long to flatten
+                count = len(keras.tree.flatten(x))
+            if count != len(inputs):
+                raise ValueError(
+                    f"Received x of {count} arrays for a model with {len(inputs)} "
+                    "input(s). Pass the images as one array, and the labels as y; or "
+                    "batches as a data set or a generator, not a list."
+                )
         y = as_array(y)
         total = number_of_images(x, y)
         size = self._batch_size if total is None else min(self._batch_size, total)

@@ -163,10 +163,16 @@ def _model(path: pathlib.Path, from_logits: bool | None) -> keras.Model:
             f"There is no model {path}. Pass a file that model.save() wrote."
         )
     version = tuple(int(x) for x in re.findall(r"\d+", keras.__version__)[:3])
-    if path.suffix in (".h5", ".hdf5") and version < (3, 11, 3):  # CVE-2025-9905
-        raise CommandError(
-            f"{path} may hold code, which Keras {keras.__version__} would run. Pass a "
-            ".keras file, or update to keras>=3.11.3."
+    if version < (3, 11, 3):  # CVE-2025-9905, CVE-2025-9906, CVE-2025-49655
+        if path.name.endswith((".h5", ".hdf5")):
+            raise CommandError(
+                f"{path} may hold code, which Keras {keras.__version__} would run. "
+                "Update to keras>=3.11.3, or pass a .keras file."
+            )
+        print(
+            f"Keras {keras.__version__} may run code of a hostile file. Update to "
+            "keras>=3.11.3 for models of strangers.",
+            file=sys.stderr,
         )
     try:
         if zipfile.is_zipfile(path):

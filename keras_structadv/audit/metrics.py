@@ -100,8 +100,8 @@ def check_class_ids(
     Raises:
         ValueError: if class ids are out of range, or are vectors or no numbers.
     """
-    predictions, labels = only_entry(predictions), only_entry(labels)
-    if isinstance(predictions, (list, tuple, dict)) or len(predictions.shape) != 2:
+    (predictions, single), labels = _rows(predictions), only_entry(labels)
+    if not single or len(predictions.shape) != 2:
         return None
     one = per_image_loss(model, loss)
     classes = max(2, predictions.shape[-1])

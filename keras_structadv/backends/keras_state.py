@@ -18,11 +18,10 @@ from keras_structadv.backends.train_step import replaced
 def check_keras() -> None:
     """Raises a `RuntimeError` if Keras lacks what layers and callbacks need."""
     nnx = getattr(keras.config, "is_nnx_enabled", None)  # since Keras 3.11
-    if nnx is not None and nnx():
+    if backend.backend() == "jax" and nnx is not None and nnx():
         raise RuntimeError(
-            "Keras keeps its variables by Flax NNX (keras.config.is_nnx_enabled()), "
-            "which refuses the gradients and counters of keras_structadv. Start with "
-            "KERAS_NNX_ENABLED=false."
+            "Keras keeps its variables in Flax NNX, with which keras_structadv does not "
+            "work. Start with KERAS_NNX_ENABLED=false."
         )
     try:
         is_inside_model()
@@ -35,7 +34,7 @@ def check_keras() -> None:
 def _changed(what: str) -> RuntimeError:
     return RuntimeError(
         f"Keras {keras.__version__} has changed what keras_structadv needs ({what}). "
-        "Install a version that it was tried with: keras>=3.9,<3.16."
+        "Install a version that it was tried with: keras>=3.10,<3.16."
     )
 
 

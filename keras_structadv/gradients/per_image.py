@@ -162,6 +162,7 @@ def _adversarial_losses(
     check_length("labels", labels, images)
     if target is None:
         return _losses(loss, labels, predictions)
+    _losses(loss, labels, settled)  # refuses what does not fit; no compiler keeps it
     given = target(labels, settled) if callable(target) else target
     given = as_tensor("target", given)
     check_length("target", given, images)

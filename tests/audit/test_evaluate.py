@@ -391,6 +391,8 @@ def test_one_output_without_an_axis(case):
     report = evaluate(model, x, y)
     assert report.clean.min() == 1 and 0 < y.mean() < 1
     np.testing.assert_array_equal(report.answers[:, 0], y)
+    with pytest.warns(UserWarning, match="less than guessing"):
+        evaluate(model, x, 1 - y)
 
 
 def test_masks_move_with_the_image():
