@@ -19,7 +19,8 @@ demo: .venv/installed
 PYTEST = $(BIN)/python -m pytest --numprocesses 2 --dist worksteal $(COVER)
 
 # Everything on TensorFlow; numerics and layers on JAX, and on PyTorch where it is there.
-# `test` leaves out what is marked `rare`: whole notebooks, scripts and experiments.
+# `test` leaves out what is marked `rare`: whole notebooks, scripts and experiments, and
+# training by several processes.
 test: SELECTED := -m 'not rare'
 test test-all: .venv/installed
 test-oldest: .venv-oldest/installed
@@ -37,9 +38,9 @@ test-oldest: BIN := .venv-oldest/bin
 		--constraint .venv-oldest/constraints.txt
 	touch $@
 
-# Lines and branches of the package that `test` runs, on all backends together.
+# Lines and branches of the package that `test` runs, on all its backends together.
 coverage: .venv/installed
-	rm -f .coverage
+	rm -f .coverage .coverage.*
 	$(MAKE) test COVER='--cov --cov-append --cov-report='
 	$(BIN)/coverage report --fail-under=95
 

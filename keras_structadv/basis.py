@@ -146,7 +146,7 @@ def precompute_basis(
     if not path.exists():
         _open(part, shape, dtype, done, checksum)
         os.replace(part, path)
-        return _open(path, shape, dtype, 0, 0)  # was read just now
+        return _open(path, shape, dtype, 0, 0)  # checked just now
     return _open(path, shape, dtype, done, checksum)
 
 

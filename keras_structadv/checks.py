@@ -207,7 +207,7 @@ def strength_range(name: str, value: Any) -> tuple[float, float]:
     return float(pair[0]), float(pair[1])
 
 
-def missing_packages(packages: str, error: ImportError) -> ImportError:
+def missing_packages(packages: str, error: Exception) -> ImportError:
     """Returns the error that names the packages of a data set."""
     return ImportError(
         f"This data set needs {packages} ({error}). "

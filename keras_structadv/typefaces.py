@@ -33,7 +33,10 @@ def _draw_typeface(name: str, size: int = 28, height: int = 20) -> np.ndarray:
     except ImportError as error:
         raise missing_packages("matplotlib and pillow", error) from error
     path = pathlib.Path(matplotlib.get_data_path(), "fonts", "ttf", f"{name}.ttf")
-    font = ImageFont.truetype(str(path), height)
+    try:
+        font = ImageFont.truetype(str(path), height)
+    except OSError as error:  # Matplotlib has cmti10 since 3.11
+        raise missing_packages("matplotlib>=3.11", error) from error
     glyphs = []
     for character in CHARACTERS:
         glyph = Image.new("L", (size, size))

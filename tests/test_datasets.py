@@ -154,3 +154,11 @@ def test_a_missing_package_is_named(load, package, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ImportError, match=r"pip install.*\[experiments\]"):
         load()
+
+
+def test_a_typeface_that_matplotlib_lacks_is_named(monkeypatch, tmp_path):
+    import matplotlib
+
+    monkeypatch.setattr(matplotlib, "get_data_path", lambda: tmp_path)
+    with pytest.raises(ImportError, match="needs matplotlib>=3.11"):
+        datasets.load_glyphs(seed=12345)

@@ -174,7 +174,19 @@ def test_a_pipeline_at_inference_is_the_identity(model, images, labels):
     np.testing.assert_array_equal(out["images"], images)
 
 
-@pytest.mark.parametrize("order", ["flow", "flip flow", "flow shift"])
+BLENDS = tuple(map(int, keras.__version__.split(".")[:2])) < (3, 14)
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        *("flow", "flip flow"),
+        pytest.param(
+            "flow shift",
+            marks=pytest.mark.skipif(BLENDS, reason="RandomTranslation blends masks"),
+        ),
+    ],
+)
 def test_masks_stay_on_what_they_mark(order, discs):
     model, images = discs
     masks = is_disc(images).astype("float32")

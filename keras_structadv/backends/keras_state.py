@@ -20,8 +20,8 @@ def check_keras() -> None:
     nnx = getattr(keras.config, "is_nnx_enabled", None)  # since Keras 3.11
     if backend.backend() == "jax" and nnx is not None and nnx():
         raise RuntimeError(
-            "Keras keeps its variables in Flax NNX, with which keras_structadv does not "
-            "work. Start with KERAS_NNX_ENABLED=false."
+            "Keras keeps its variables in Flax NNX, with which keras_structadv does "
+            "not work. Start with KERAS_NNX_ENABLED=false."
         )
     try:
         is_inside_model()

@@ -12,6 +12,8 @@ from keras_structadv.training.fresh_step import TrainStep
 from keras_structadv.training.gradient_store import GradientStore
 
 _ATTRIBUTE = "_kept_adversarial_steps"
+_BEFORE: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+"""By layer: its binding during a `fit`, and the one before. Interrupted fits stay."""
 
 
 class Kept(NamedTuple):
@@ -60,8 +62,12 @@ class Fit:
         self._bindings = []
         for layer in layers:
             old = layer.binding
+            during, before = _BEFORE.pop(layer, (None, None))
+            if old is during:
+                old = before
             layer.bind(model, old.loss if old.model is model else None)
             self._bindings.append((layer, old, layer.binding))
+            _BEFORE[layer] = layer.binding, old
         try:
             self._install()
         except BaseException:
@@ -125,6 +131,7 @@ class Fit:
         for layer, old, ours in self._bindings:
             if layer.binding is ours:  # and was not bound again since
                 layer.binding = old
+                _BEFORE.pop(layer, None)
 
 
 def _are_equal(one: tuple, other: tuple) -> bool:

@@ -231,10 +231,14 @@ def test_hooks_without_a_fit_say_so():
 @pytest.mark.backends("tensorflow", "jax")
 def test_arrays_among_the_arguments_of_a_layer(images, labels):
     class Weighted(Counting):
-        def get_config(self):
-            return super().get_config() | {"weights": np.ones(2)}
+        def __init__(self, table, **kwargs):
+            super().__init__(**kwargs)
+            self.table = table
 
-    layer = Weighted(rate=1.0, value_range=(0, 1))
+        def arguments(self):
+            return {**super().arguments(), "table": np.array(self.table)}
+
+    layer = Weighted(np.ones(2), rate=1.0, value_range=(0, 1))
     callback, model = ksa.AdversarialTraining(layer), small_model()
     for _ in range(2):  # whether they have changed cannot be told
         traced = Weighted.traced
@@ -244,8 +248,10 @@ def test_arrays_among_the_arguments_of_a_layer(images, labels):
 
 @pytest.mark.backends("tensorflow", "jax")
 def test_what_layers_inside_cannot_move_is_refused(images, labels):
-    model = keras.Sequential([ksa.AdversarialFlow(), *small_model().layers])
+    model = keras.Sequential(
+        [keras.Input((8, 8, 1)), ksa.AdversarialFlow(), *small_model().layers]
+    )
     model.compile("sgd", "sparse_categorical_crossentropy")
-    data = {"images": images, "keypoints": np.ones((6, 2, 2), "float32")}
-    with pytest.raises(ValueError, match=r"\['keypoints'\] beside the images"):
+    data = {"images": images, "ids": np.arange(6)}
+    with pytest.raises(ValueError, match=r"\['ids'\] beside the images"):
         fit(model, data, labels, ksa.AdversarialTraining())

@@ -328,6 +328,25 @@ def test_what_was_bound_after_an_interrupted_fit_stays_bound(images, labels):
         assert not isinstance(one.train_function, Fit)
 
 
+@pytest.mark.parametrize("bound", [False, True])
+def test_an_interrupted_fit_is_not_what_was_there_before(bound, images, labels):
+    """Also where `compile` has dropped all that the interrupted one left."""
+    stop = Raise(RuntimeError(), "on_train_batch_begin", step=0)
+    layer, model = ksa.AdversarialFlow(rate=1.0), build("outside")
+    before = layer.binding
+    if bound:
+        before = layer.bind(build("outside")).binding
+    for _ in range(2):
+        callbacks = [ksa.AdversarialTraining(layer), stop]
+        with pytest.raises(RuntimeError):
+            model.fit(images, labels, verbose=0, callbacks=callbacks)
+    assert layer.binding.model is model
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    callback = ksa.AdversarialTraining(layer)
+    model.fit(images, labels, verbose=0, callbacks=[callback])
+    assert layer.binding is before
+
+
 def test_train_on_batch_after_an_interrupt_is_plain(images, labels):
     model = build("outside")
     stop = Raise(RuntimeError(), "on_train_batch_begin", step=0)
