@@ -52,6 +52,8 @@ def finish(processes, paths):
 
 def result(results, name):
     """Returns the result of a case, unless it is a traceback."""
+    if "Multiprocess computations aren't implemented on the CPU" in str(results[name]):
+        pytest.skip("this JAX has no several processes on CPUs")
     assert not isinstance(results[name], str), results[name]
     return results[name]
 
