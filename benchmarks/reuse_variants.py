@@ -43,7 +43,7 @@ class Averaged(ksa.GradientStore):
 
     def write(self, keys: Any, codes: Any) -> None:
         """Stores `codes + kept * old`, scaled to a peak of one."""
-        mixed = codes + self.kept * self.read(keys)[0]
+        mixed = ops.cast(codes, "float32") + self.kept * self.read(keys)[0]
         peak = ops.max(ops.abs(mixed), axis=1, keepdims=True)
         super().write(keys, ops.divide_no_nan(mixed, peak))
 

@@ -46,14 +46,14 @@ def finish(processes, paths):
         for process in processes:
             process.kill()
     logs = [pathlib.Path(f"{path}.log").read_text()[-3000:] for path in paths]
+    if "Multiprocess computations aren't implemented on the CPU" in "".join(logs):
+        pytest.skip("This JAX has no several processes on CPUs.")
     assert all(process.returncode == 0 for process in processes), logs
     return [pickle.loads(path.read_bytes()) for path in paths]
 
 
 def result(results, name):
     """Returns the result of a case, unless it is a traceback."""
-    if "Multiprocess computations aren't implemented on the CPU" in str(results[name]):
-        pytest.skip("this JAX has no several processes on CPUs")
     assert not isinstance(results[name], str), results[name]
     return results[name]
 
