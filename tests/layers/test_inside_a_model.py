@@ -163,7 +163,7 @@ def test_behind_layers_that_change_the_shape(number, images, labels):
         x = layer(x)
     x = x if len(x.shape) == 4 else layers.Reshape((8, 8, 1))(x)
     flow = flow_layer()
-    x = layers.GlobalAveragePooling2D()(layers.Conv2D(4, 3, activation="relu")(flow(x)))
+    x = layers.GlobalAveragePooling2D()(layers.Conv2D(4, 3, activation="tanh")(flow(x)))
     model = compiled(keras.Model(inputs, layers.Dense(3)(x)))
     given = np.tile(images, (1, 2, 2, 1)) if inputs.shape[1] == 16 else images
     fit = {"verbose": 0, "callbacks": [ksa.AdversarialTraining()]}
