@@ -255,6 +255,8 @@ def test_what_cannot_be_done_inside_a_model_is_named(images, labels):
     model = compiled(sequential(flow_layer(), backbone()))
     with pytest.raises(ValueError, match="inside the model, with .*Training"):
         model.fit(images, labels, verbose=0)
+    # On JAX, Keras 3.10 leaves no weights in a model whose `fit` failed.
+    model = compiled(sequential(flow_layer(), backbone()))
     with pytest.raises(ValueError, match="layer of the model itself.*Pass no layer"):
         model.fit(
             images,
