@@ -246,7 +246,7 @@ def test_arrays_among_the_arguments_of_a_layer(images, labels):
         assert history["mean_displacement"][0] > 0 and Weighted.traced > traced
 
 
-@pytest.mark.backends("tensorflow", "jax")
+@pytest.mark.backends("tensorflow")  # on JAX Keras itself refuses such data
 def test_what_layers_inside_cannot_move_is_refused(images, labels):
     model = keras.Sequential(
         [keras.Input((8, 8, 1)), ksa.AdversarialFlow(), *small_model().layers]
