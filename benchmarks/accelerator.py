@@ -11,9 +11,9 @@ that is compared runs in turn in one process.
         [--precision float32 mixed_bfloat16] [--small]
 
 `--small` checks the script itself on a CPU, in a minute or two. Compiling the steps
-takes long: if time is short, pass one model and one precision. The products of the
-models have the precision of the backend, on a GPU mostly TF32; those of the fields have
-full precision.
+takes long: if time is short, pass one model and one precision. Without values,
+`--sizes` and `--models` leave their part out. The products of the models have the
+precision of the backend, on a GPU mostly TF32; those of the fields have full precision.
 """
 
 import argparse

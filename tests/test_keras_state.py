@@ -140,7 +140,7 @@ def test_compiled_loss_weights_without_the_private_attribute():
 
 @pytest.mark.backends("jax")
 def test_one_more_state(monkeypatch):
-    new = tuple(map(int, keras.__version__.split(".")[:2])) >= (3, 12)
+    new = keras_state.keras_version() >= (3, 12)
     distribution = keras.distribution.DataParallel(
         devices=keras.distribution.list_devices()[:1]
     )
@@ -246,6 +246,11 @@ def test_variables_of_nnx_are_refused_on_jax(monkeypatch):
     ):
         with pytest.raises(RuntimeError, match="in Flax NNX.*KERAS_NNX_ENABLED=false"):
             make()
+
+
+def test_keras_version(monkeypatch):
+    monkeypatch.setattr(keras, "__version__", "3.16.0.dev20261101")
+    assert keras_state.keras_version() == (3, 16, 0) > (3, 11, 3)
 
 
 def test_the_message_names_the_versions_that_were_tried():

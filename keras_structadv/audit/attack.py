@@ -253,5 +253,4 @@ def _most_likely(model: keras.Model, loss: Any, predictions: Any) -> Any:
             f"Received no labels for a model with {len(rows)} outputs. Pass y."
         )
     _, one, only = rows[0]
-    only = only[:, None] if len(only.shape) == 1 else only
     return as_labels(most_likely(only, one), only, one)

@@ -3,7 +3,6 @@
 import argparse
 import importlib.util
 import pathlib
-import re
 import sys
 import zipfile
 from typing import Any
@@ -15,6 +14,7 @@ from keras_structadv.audit.evaluate import evaluate_robustness
 from keras_structadv.audit.pictures import CommandError, pictures, some_of
 from keras_structadv.audit.report import RobustnessReport
 from keras_structadv.audit.report_file import FILE
+from keras_structadv.backends import keras_version
 from keras_structadv.files import check_archive, most_bytes, read_arrays, whole_files
 from keras_structadv.layers.adversarial_flow import AdversarialFlow
 from keras_structadv.layers.adversarial_recoloring import AdversarialRecoloring
@@ -162,8 +162,7 @@ def _model(path: pathlib.Path, from_logits: bool | None) -> keras.Model:
         raise CommandError(
             f"There is no model {path}. Pass a file that model.save() wrote."
         )
-    version = tuple(int(x) for x in re.findall(r"\d+", keras.__version__)[:3])
-    if version < (3, 11, 3):  # CVE-2025-9905, CVE-2025-9906, CVE-2025-49655
+    if keras_version() < (3, 11, 3):  # CVE-2025-9905, CVE-2025-9906, CVE-2025-49655
         if path.name.endswith((".h5", ".hdf5")):
             raise CommandError(
                 f"{path} may hold code, which Keras {keras.__version__} would run. "

@@ -8,6 +8,7 @@ from keras import ops
 
 from keras_structadv.gradients.labels import are_vectors, most_likely
 from keras_structadv.gradients.loss import PerImageLoss, only_entry, per_image_loss
+from keras_structadv.gradients.outputs import as_rows
 
 
 def check_metric(metric: Any) -> Callable | None:
@@ -145,9 +146,7 @@ def _rows(predictions: Any) -> tuple[Any, bool]:
     """Returns predictions, of rank 2 if they were of rank 1; whether of one output."""
     predictions = only_entry(predictions)
     single = not isinstance(predictions, (list, tuple, dict))
-    if single and len(predictions.shape) == 1:
-        predictions = predictions[:, None]
-    return predictions, single
+    return as_rows(predictions) if single else predictions, single
 
 
 def _has_one_answer(predictions: Any, one: PerImageLoss) -> bool:

@@ -21,6 +21,7 @@ from keras_structadv.backends.keras_state import (
     infers_shapes,
     is_built,
     is_inside_model,
+    keras_version,
     strategy_scope,
 )
 from keras_structadv.backends.snapshot import WeightSnapshot
@@ -41,6 +42,7 @@ __all__ = [
     "infers_shapes",
     "is_built",
     "is_inside_model",
+    "keras_version",
     "kept_program",
     "largest",
     "replaced",

@@ -5,6 +5,7 @@
 
 import contextlib
 import functools
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -36,6 +37,11 @@ def _changed(what: str) -> RuntimeError:
         f"Keras {keras.__version__} has changed what keras_structadv needs ({what}). "
         "Install a version that it was tried with: keras>=3.10,<3.16."
     )
+
+
+def keras_version() -> tuple[int, ...]:
+    """Returns the version of Keras, such as (3, 15, 1); some behave differently."""
+    return tuple(int(part) for part in re.findall(r"\d+", keras.__version__)[:3])
 
 
 def is_inside_model() -> bool:
@@ -134,8 +140,7 @@ def one_more_state(model: keras.Model) -> Iterator[None]:
     """
     name = "_get_state_sharding_spec"
     spec = getattr(model, name, None)
-    before = tuple(map(int, keras.__version__.split(".")[:2])) < (3, 12)
-    if keras.distribution.distribution() is None or before:
+    if keras.distribution.distribution() is None or keras_version() < (3, 12):
         yield
         return
     if spec is None:

@@ -26,7 +26,8 @@ def by_output(
             the names of the outputs.
 
     Returns:
-        A list of `(weight, per_image_loss, predictions, *labels)`, one for each output.
+        A list of `(weight, per_image_loss, predictions, *labels)`, one for each output;
+        predictions of rank 2 or more.
 
     Raises:
         ValueError: if there is no loss, or the structures differ.
@@ -34,7 +35,7 @@ def by_output(
     predictions = only_entry(predictions)
     if not isinstance(predictions, (list, tuple, dict)):
         only = map(only_entry, labels)
-        return [(1.0, per_image_loss(model, loss), predictions, *only)]
+        return [(1.0, per_image_loss(model, loss), as_rows(predictions), *only)]
     weights = None
     if loss is None and getattr(model, "loss", None) is not None:
         loss, weights = model.loss, compiled_loss_weights(model)
@@ -64,7 +65,7 @@ def by_output(
     outputs = zip(
         entries("loss_weights", weights, one_for_all=True),
         entries("loss", loss, one_for_all=True),
-        predictions,
+        map(as_rows, predictions),
         *(entries("labels", x) for x in labels),
     )
     rows = [
@@ -75,3 +76,8 @@ def by_output(
     if not rows:
         per_image_loss(model, None)  # raises
     return rows
+
+
+def as_rows(predictions: Any) -> Any:
+    """Returns predictions of shape (batch,) as (batch, 1), others as they are."""
+    return predictions[:, None] if len(predictions.shape) == 1 else predictions

@@ -147,14 +147,12 @@ def _adversarial_losses(
 
     Args:
         loss: what `per_image_loss` returned.
-        predictions: (batch, ..., classes), or (batch,).
+        predictions: (batch, ..., classes).
         labels: the true labels; `None` for the most likely ones.
         target: `None` to ascend the loss of the true labels; otherwise labels to
             descend to, or a function `(labels, predictions) -> class ids`.
         images: (batch, ...), for their number.
     """
-    if len(predictions.shape) == 1:
-        predictions = predictions[:, None]
     settled = ops.stop_gradient(predictions)
     if labels is None:
         labels = as_labels(most_likely(settled, loss), settled, loss)

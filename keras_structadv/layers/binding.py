@@ -23,11 +23,13 @@ class Binding:
         model: the model, `None` for a layer that is not bound.
         loss: overrides the loss of the layer and of the model.
         snapshot: the copy of the weights that is used instead of the live ones.
+        before: of a layer that a `fit` has bound, the binding to go back to.
     """
 
     model: keras.Model | None = None
     loss: Any = None
     snapshot: WeightSnapshot | None = None
+    before: "Binding | None" = None
 
     def forward(
         self, layer: ImageLayer, inputs: Callable[[Any], Any] | None

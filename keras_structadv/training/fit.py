@@ -1,5 +1,6 @@
 """What one `fit` takes from a model and its layers, and gives back."""
 
+import dataclasses
 import weakref
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,8 +13,6 @@ from keras_structadv.training.fresh_step import TrainStep
 from keras_structadv.training.gradient_store import GradientStore
 
 _ATTRIBUTE = "_kept_adversarial_steps"
-_BEFORE: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
-"""By layer: its binding during a `fit`, and the one before. Interrupted fits stay."""
 
 
 class Kept(NamedTuple):
@@ -61,13 +60,10 @@ class Fit:
         self._layers = layers
         self._bindings = []
         for layer in layers:
-            old = layer.binding
-            during, before = _BEFORE.pop(layer, (None, None))
-            if old is during:
-                old = before
+            old = layer.binding.before or layer.binding  # after an interrupted `fit`
             layer.bind(model, old.loss if old.model is model else None)
+            layer.binding = dataclasses.replace(layer.binding, before=old)
             self._bindings.append((layer, old, layer.binding))
-            _BEFORE[layer] = layer.binding, old
         try:
             self._install()
         except BaseException:
@@ -131,7 +127,6 @@ class Fit:
         for layer, old, ours in self._bindings:
             if layer.binding is ours:  # and was not bound again since
                 layer.binding = old
-                _BEFORE.pop(layer, None)
 
 
 def _are_equal(one: tuple, other: tuple) -> bool:

@@ -13,6 +13,7 @@ import keras_structadv as ksa
 from keras_structadv import files as files_of_package
 from keras_structadv.audit import command
 from keras_structadv.audit.command import main
+from keras_structadv.backends import keras_version
 from tests.audit.cases import answers, linear, smooth_images
 from tests.damage import Evil, bomb, damaged, npz_by_hand, peak_memory
 
@@ -294,7 +295,7 @@ def test_no_code_of_a_model_is_run(tmp_path, ending, monkeypatch):
     keras.Model(inputs, outputs).save(path)
     refused = r"(?s)could not be loaded.*[Ll]ambda"
     held_back = "may hold code.*keras>=3.11.3"
-    safe = tuple(map(int, keras.__version__.split(".")[:3])) >= (3, 11, 3)
+    safe = keras_version() >= (3, 11, 3)
     with pytest.raises(
         command.CommandError, match=refused if ending == "keras" or safe else held_back
     ):
