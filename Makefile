@@ -22,6 +22,8 @@ PYTEST = $(BIN)/python -m pytest --numprocesses 2 --dist worksteal $(COVER)
 # `test` leaves out what is marked `rare`: whole notebooks, scripts and experiments, and
 # training by several processes.
 test: SELECTED := -m 'not rare'
+# What XLA compiles runs once or twice here: compiled sooner, it may run slower.
+test: export XLA_FLAGS ?= --xla_backend_optimization_level=0
 test test-all: .venv/installed
 test-oldest: .venv-oldest/installed
 test test-all test-oldest:

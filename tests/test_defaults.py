@@ -43,6 +43,7 @@ def test_functions_take_the_middle_of_what_layers_draw():
     assert EdgePreserving(ops.array(images)).damping == DAMPING
 
 
+@pytest.mark.slow
 def test_the_basis_of_the_default_says_its_damping(tmp_path):
     images, _ = case(2)
     arguments = {"rank": 2, "value_range": (0, 1), "verbose": 0}
@@ -55,6 +56,7 @@ def test_the_basis_of_the_default_says_its_damping(tmp_path):
     np.testing.assert_array_equal(made, again)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [ksa.AdversarialFlow, ksa.RandomFlow])
 @pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
 def test_a_layer_draws_up_to_an_eighth_of_the_shorter_side(kind, data_format):
@@ -96,6 +98,7 @@ def test_none_is_kept():
     assert not ksa.AdversarialFlow((0, 0)).can_change
 
 
+@pytest.mark.slow
 def test_a_random_flow_is_paired_with_its_twin():
     images, _ = case(12)
     labels = np.arange(12) % 3

@@ -11,6 +11,8 @@ from experiments import imagenet
 from experiments.imagenet import efficientnet_lite0
 from experiments.models import MODELS
 
+pytestmark = pytest.mark.slow
+
 # (kernel, strides, expansion, filters) of each block, from the paper's table 1.
 BLOCKS = [
     *[(3, 1, 1, 16)],
