@@ -18,7 +18,8 @@ import numpy as np
 
 import keras_structadv as ksa
 from experiments import datasets, runs
-from experiments.cells import ADVERSARIES, Cell, load_cells
+from experiments.adversaries import ADVERSARIES
+from experiments.cells import Cell, load_cells
 from experiments.table import NAMES
 
 DATA = "mnist-200"

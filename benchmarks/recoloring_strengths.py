@@ -11,8 +11,10 @@ import argparse
 import functools
 
 from experiments.cells import load_cells
-from experiments.runs import run_all, train, workers
-from experiments.table import NAMES, mean_and_error
+from experiments.paired import mean_and_error
+from experiments.runs import train
+from experiments.table import NAMES
+from experiments.workers import run_all, workers
 
 ADVERSARIES = ("colour-jitter", "random-recoloring", "recoloring", "recoloring-reused")
 ROWS = {NAMES[adversary]: adversary for adversary in ADVERSARIES}

@@ -17,7 +17,7 @@ import numpy as np
 
 import keras_structadv as ksa
 from experiments.models import confidences, fitted_small_cnn
-from experiments.table import mean_and_error
+from experiments.paired import mean_and_error
 from keras_structadv.datasets import PHOTOGRAPHS
 
 MAGNITUDE = 0.08

@@ -16,8 +16,9 @@ from keras import ops
 
 import keras_structadv as ksa
 from experiments.cells import Cell, load_cells
-from experiments.runs import run_all, train, workers
+from experiments.runs import train
 from experiments.table import comparison
+from experiments.workers import run_all, workers
 
 FIRST_SEED = 100
 # The training of every row; the row makes the callbacks.

@@ -12,7 +12,8 @@ import pathlib
 import numpy as np
 
 from experiments.cells import RESULTS
-from experiments.table import NAMES, read_records
+from experiments.records import read_records
+from experiments.table import NAMES
 from keras_structadv.visualization import new_figure
 
 

@@ -30,8 +30,9 @@ from experiments.cells import (
     trials_of,
 )
 from experiments.datasets import DESCRIPTIONS
-from experiments.runs import run_all, train
-from experiments.table import append_record, read_records
+from experiments.records import append_record, read_records
+from experiments.runs import train
+from experiments.workers import run_all
 
 FIRST_SEED = 1000
 _MEASURES = ("accuracies", "worst")

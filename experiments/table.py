@@ -5,15 +5,19 @@ python -m experiments.table FILE [...] [--held-out test] [--control ADVERSARY]
 """
 
 import argparse
-import fcntl
-import json
-import os
 import pathlib
-import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import numpy as np
-import scipy.stats
+
+from experiments.paired import (
+    corrected_p,
+    differences,
+    mean_and_error,
+    standard_error,
+    t_and_p,
+)
+from experiments.records import read_records
 
 # The random row of the same structure for each adversarial row.
 CONTROLS = {
@@ -51,113 +55,6 @@ NAMES = {
 
 # Accuracies by seed, by the labels of a row.
 Rows = dict[tuple[str, ...], dict[int, float]]
-
-
-def read_records(path: pathlib.Path) -> list[dict]:
-    """Reads the records of a results file; a missing file has none.
-
-    Skips an incomplete line, as an interrupted run leaves it, and says so.
-    """
-    records = []
-    lines = path.read_bytes().split(b"\n") if path.exists() else ()
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            record = None
-        if isinstance(record, dict):
-            records.append(record)
-        else:
-            print(
-                f"{path}, line {number}: skipped, because it is not a whole record.",
-                file=sys.stderr,
-            )
-    return records
-
-
-def append_record(path: pathlib.Path, record: dict) -> None:
-    """Appends a record to a results file, as one line of JSON.
-
-    Several processes may append to one file. On a full disk the file stays as it is.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab+", buffering=0) as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # until the file is closed
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - 1))
-        line = json.dumps(record).encode() + b"\n"
-        if file.read(1) not in (b"", b"\n"):  # after an incomplete line
-            line = b"\n" + line
-        try:
-            left = memoryview(line)
-            while left:
-                left = left[file.write(left) :]
-        except OSError:
-            file.truncate(size)
-            raise
-
-
-def mean_and_error(
-    values: Iterable[float], form: str = "{:.4f}", p: float | None = None
-) -> str:
-    """Formats a mean with its standard error; for differences, with t.
-
-    Args:
-        values: one for each seed.
-        form: format of the mean; a sign, `{:+`, marks differences.
-        p: the corrected p of the t, if it is to be told.
-    """
-    values = np.asarray(list(values))
-    if len(values) < 2:
-        return " ".join(form.format(x) for x in values)
-    text = f"{form.format(values.mean())} ± {_error(values):.4f}"
-    if form.startswith("{:+") and (test := t_and_p(values)):
-        told = "" if p is None else ", p < .001" if p < 0.001 else f", p {p:.3f}"
-        text += f" (t {test[0]:.1f}{told})"
-    return text
-
-
-def differences(ours: dict[int, float], theirs: dict[int, float]) -> np.ndarray:
-    """The paired differences of two rows, empty for a row with itself.
-
-    Args:
-        ours: accuracies by seed.
-        theirs: accuracies to subtract; only seeds of both rows count.
-    """
-    seeds = [] if ours is theirs else sorted(set(ours) & set(theirs))
-    return np.array([ours[s] - theirs[s] for s in seeds])
-
-
-def t_and_p(values: np.ndarray) -> tuple[float, float] | None:
-    """The t and two-sided p of paired differences.
-
-    `None` for a single seed, or where all differences agree to rounding.
-    """
-    if len(values) < 2 or _error(values) <= 1e-6:
-        return None
-    t = values.mean() / _error(values)
-    return float(t), float(2 * scipy.stats.t.sf(abs(t), len(values) - 1))
-
-
-def holm(values: list[float]) -> list[float]:
-    """Corrects the p of several tests by Holm's method, in their order."""
-    corrected, largest = [0.0] * len(values), 0.0
-    for rank, place in enumerate(np.argsort(values)):
-        largest = max(largest, min(1.0, (len(values) - rank) * values[place]))
-        corrected[place] = largest
-    return corrected
-
-
-def corrected_p(found: dict[tuple, np.ndarray]) -> dict[tuple, float]:
-    """The p of paired differences by their keys, corrected for all that have one."""
-    tests = {key: test[1] for key, x in found.items() if (test := t_and_p(x))}
-    return dict(zip(tests, holm([*tests.values()])))
-
-
-def _error(values: np.ndarray) -> float:
-    return values.std(ddof=1) / np.sqrt(len(values))
 
 
 def comparison(
@@ -321,7 +218,7 @@ def _brief(measures: dict[str, Rows], control: str) -> str:
         cells = [NAMES[labels[0]], str(len(measures["clean"][labels]))]
         for name, rows in measures.items():
             values = np.array([*rows[labels].values()])
-            error = f" ± {_short(_error(values))}" if len(values) > 1 else ""
+            error = f" ± {_short(standard_error(values))}" if len(values) > 1 else ""
             cells.append(f"{_short(values.mean())}{error}")
             difference = found[name, labels]
             text = _short(difference.mean(), "+") if len(difference) else ""

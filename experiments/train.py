@@ -16,8 +16,10 @@ import shutil
 import numpy as np
 
 from experiments.cells import Cell, load_cells
-from experiments.runs import run_all, train
-from experiments.table import append_record, markdown, read_records
+from experiments.records import append_record, read_records
+from experiments.runs import train
+from experiments.table import markdown
+from experiments.workers import run_all
 
 
 def _record(

@@ -15,8 +15,10 @@ import numpy as np
 
 from experiments.cells import load_cells
 from experiments.plans import MOVING, PLAIN, VARIANTS
-from experiments.runs import run_all, train
-from experiments.table import append_record, comparison, read_records
+from experiments.records import append_record, read_records
+from experiments.runs import train
+from experiments.table import comparison
+from experiments.workers import run_all
 from keras_structadv.training.measures import GAIN
 
 

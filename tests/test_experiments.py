@@ -13,9 +13,21 @@ import pytest
 import scipy.stats
 
 import keras_structadv as ksa
-from experiments import attack, datasets, models, runs, search, table, train
-from experiments.cells import ADVERSARIES, CONFIGS, Cell, load_cells
+from experiments import (
+    attack,
+    datasets,
+    models,
+    paired,
+    runs,
+    search,
+    table,
+    train,
+    workers,
+)
+from experiments.adversaries import ADVERSARIES
+from experiments.cells import CONFIGS, Cell, load_cells
 from experiments.plans import PLAIN, VARIANTS
+from experiments.records import append_record, read_records
 from keras_structadv.layers.base import StructuredAdversary
 from tests.damage import small_files
 
@@ -191,11 +203,11 @@ def test_the_digest_is_of_what_changes_the_result(changes, same):
 def test_recorded_runs_are_still_found_by_their_digests():
     # Results are resumed by the digest: a change of it would train them all again.
     results = CONFIGS.parent / "results"
-    for record in table.read_records(results / "small.jsonl"):
+    for record in read_records(results / "small.jsonl"):
         assert Cell(**record["settings"]).digest() == record["digest"], record["cell"]
     recorded = {
         (record["data"], record["digest"])
-        for record in table.read_records(results / "variants.jsonl")
+        for record in read_records(results / "variants.jsonl")
     }
     assert recorded and recorded <= {
         (data, load_cells(f"small/{data}", PLAIN)[0].digest()) for data in VARIANTS
@@ -306,7 +318,7 @@ def test_missing_weights_are_said(monkeypatch):
 def results_of(path, *arguments):
     common = ["--config", "small/digits", "--results", str(path), "--set", "epochs=2"]
     train.main([*common, "adversary=flow", "policy=none", *arguments])
-    return table.read_records(path)
+    return read_records(path)
 
 
 def test_runs_that_are_there_are_not_repeated(tmp_path, capsys):
@@ -363,7 +375,7 @@ def test_the_state_of_a_run_stays_until_it_is_recorded(tmp_path, monkeypatch):
     path = tmp_path / "results.jsonl"
     common = ["resumable=true", "--seeds", "1"]
     monkeypatch.setattr(
-        train, "run_all", lambda jobs, one, *_: runs.run_all(jobs, one, 1, None)
+        train, "run_all", lambda jobs, one, *_: workers.run_all(jobs, one, 1, None)
     )
 
     def fails(*_):
@@ -380,9 +392,9 @@ def test_the_state_of_a_run_stays_until_it_is_recorded(tmp_path, monkeypatch):
 
 PARENT = """
 import sys, time
-from experiments import runs
+from experiments import workers
 if __name__ == "__main__":
-    dict(runs.run_all([300.0], time.sleep, workers=1, tasks=1))
+    dict(workers.run_all([300.0], time.sleep, workers=1, tasks=1))
 """
 
 
@@ -431,27 +443,27 @@ def wait_for(condition, seconds=240):
 def test_two_processes_lose_no_line(tmp_path):
     path, count = tmp_path / "results.jsonl", 200
     script = (
-        "import pathlib, sys; from experiments.table import append_record\n"
+        "import pathlib, sys; from experiments.records import append_record\n"
         f"for n in range({count}):\n"
         f"    record = {{'who': sys.argv[1], 'n': n, 'long': 'x' * 30000}}\n"
         f"    append_record(pathlib.Path({str(path)!r}), record)"
     )
     both = [subprocess.Popen([sys.executable, "-c", script, who]) for who in "ab"]
     assert [one.wait() for one in both] == [0, 0]
-    records = table.read_records(path)
+    records = read_records(path)
     found = [(record["who"], record["n"]) for record in records]
     assert sorted(found) == [(who, n) for who in "ab" for n in range(count)]
 
 
 def test_a_full_disk_leaves_whole_lines(tmp_path, capsys):
     path = tmp_path / "results.jsonl"
-    table.append_record(path, {"n": 1})
+    append_record(path, {"n": 1})
     with small_files(100), pytest.raises(OSError, match="too large"):
-        table.append_record(path, {"n": "x" * 30_000})
+        append_record(path, {"n": "x" * 30_000})
     assert path.read_text() == '{"n": 1}\n'
     with path.open("ab") as file:
         file.write(b"5\n" + b"[" * 20_000 + b"\n\xff\n")
-    assert table.read_records(path) == [{"n": 1}]
+    assert read_records(path) == [{"n": 1}]
     err = capsys.readouterr().err
     assert [f"line {n}: skipped" in err for n in (1, 2, 3, 4)] == [False, *[True] * 3]
 
@@ -483,11 +495,11 @@ def test_a_configuration_of_a_stranger_is_checked(tmp_path, text, words):
 
 @pytest.mark.rare
 def test_workers_are_renewed_and_no_job_is_lost():
-    results = dict(runs.run_all([-3, -2, -1], abs, workers=2, tasks=1))
+    results = dict(workers.run_all([-3, -2, -1], abs, workers=2, tasks=1))
     assert results == {-3: 3, -2: 2, -1: 1}
     results = []
     with pytest.raises(TypeError, match="bad operand"):
-        results.extend(runs.run_all(["no number", -2, -1], abs, workers=2))
+        results.extend(workers.run_all(["no number", -2, -1], abs, workers=2))
 
 
 def test_table():
@@ -561,11 +573,11 @@ def test_the_worst_case_stands_beside_the_clean_accuracy():
 
 def test_holm():
     # Each p times the number of those that are not smaller, and never falling.
-    corrected = table.holm([0.04, 0.01, 0.03, 0.5])
+    corrected = paired.holm([0.04, 0.01, 0.03, 0.5])
     np.testing.assert_allclose(corrected, [0.09, 0.04, 0.09, 0.5])
     values = np.array([0.1, 0.3, 0.2, 0.2])
     expected = scipy.stats.ttest_1samp(values, 0)
-    np.testing.assert_allclose(table.t_and_p(values), [*expected])
+    np.testing.assert_allclose(paired.t_and_p(values), [*expected])
 
 
 def test_a_brief_table():
@@ -591,7 +603,7 @@ def test_a_brief_table():
     assert lines[3].startswith(
         "| adversarial flow, reused | 3 | .930 ± .006 | +.020 | .503 ± .001 | +.101 (t "
     )
-    difference = table.t_and_p(np.array([0.103, 0.1, 0.1]))
+    difference = paired.t_and_p(np.array([0.103, 0.1, 0.1]))
     assert f"(t {difference[0]:.1f})*" in lines[3]
 
 
@@ -618,7 +630,7 @@ def test_search_repeats_no_trial_and_cells_take_the_best(tmp_path, capsys, monke
     search.main([*arguments, "9"])
     out = capsys.readouterr().out
     assert "trial 0: 0 runs to do" in out and "trial 8: 4 runs to do" in out
-    records = table.read_records(path)
+    records = read_records(path)
     flow, pixel = (records[i::2] for i in (0, 1))
     assert flow[0]["settings"] == pixel[0]["settings"] == {}
     assert set(flow[1]["settings"]) == {"max_displacement", "smoothness", "rate"}
@@ -626,7 +638,7 @@ def test_search_repeats_no_trial_and_cells_take_the_best(tmp_path, capsys, monke
     # A search that starts again where it was interrupted draws the same.
     path.write_text("".join(json.dumps(x) + "\n" for x in records[:5]))
     search.main([*arguments, "9"])
-    assert table.read_records(path) == records
+    assert read_records(path) == records
     # Rows with one space begin alike.
     rows = load_cells(
         "small/mnist-50", ["searched=", 'adversary=["flow", "random-flow"]']

@@ -12,7 +12,7 @@ import numpy as np
 
 import keras_structadv as ksa
 from experiments import runs, train
-from experiments.table import read_records
+from experiments.records import read_records
 from keras_structadv import basis
 from keras_structadv.audit import command
 from keras_structadv.audit.report import RobustnessReport
