@@ -20,6 +20,7 @@ from benchmarks.timing import interleave, machine, ratios
 from benchmarks.training_step import Batch, fit_step, prepare, repeated
 
 BATCH = 128
+UNKNOWN = ", size unknown"  # of the batch, when the graph is built
 
 
 def small_resnet(kind: type[keras.Model] = keras.Model) -> keras.Model:
@@ -73,8 +74,14 @@ def behind(layer: layers.Layer) -> type[keras.Model]:
 def variants() -> dict[str, tuple[type[keras.Model], keras.callbacks.Callback]]:
     """The class of the model and the callback of each variant, by name."""
     plain = keras.callbacks.Callback
+    reused = "flow, rate 1, reused gradients"
     return {
         "plain": (keras.Model, plain()),
+        f"plain{UNKNOWN}": (keras.Model, plain()),
+        reused + UNKNOWN: (
+            keras.Model,
+            ksa.AdversarialTraining(ksa.AdversarialFlow(rate=1.0), gradient="reuse"),
+        ),
         "gradient only": (GradientOnly, plain()),
         **{
             f"{name}, rate {rate:g}{suffix}": (
@@ -119,6 +126,7 @@ class Step:
         weights: initial weights.
         batch: images and labels, the same for every step.
         jit_compile: whether XLA compiles the step.
+        known_size: whether the graph is built for the size of the batch.
     """
 
     def __init__(
@@ -128,11 +136,12 @@ class Step:
         weights: list[np.ndarray],
         batch: Batch,
         jit_compile: bool,
+        known_size: bool,
     ):
         model = small_resnet(kind)
         model.set_weights(weights)
         self.step = fit_step(prepare(model, batch, jit_compile), callback)
-        self.iterator = repeated(batch)
+        self.iterator = repeated(batch, known_size)
         for _ in range(2):  # compiles, and stores the gradients to reuse
             self()
         callback.on_epoch_begin(1)
@@ -155,7 +164,8 @@ def measure(
         if only not in name and name not in ("plain", "gradient only"):
             continue
         try:
-            steps[name] = Step(kind, callback, weights, batch, jit_compile)
+            known = not name.endswith(UNKNOWN)
+            steps[name] = Step(kind, callback, weights, batch, jit_compile, known)
         except tf.errors.OpError as error:
             print(f"{name}: {str(error).splitlines()[0][:100]}")
     seconds = interleave(steps, rounds)

@@ -30,13 +30,20 @@ def prepare(
     return model
 
 
-def repeated(batch: Batch) -> Iterator:
-    """Repeats a batch forever, as an iterator for the train function of the backend."""
+def repeated(batch: Batch, known_size: bool = True) -> Iterator:
+    """Repeats a batch forever, as an iterator for the train function of the backend.
+
+    Args:
+        batch: images and labels.
+        known_size: whether TensorFlow knows the size of the batch when it builds the
+            graph. In `fit` with arrays it does where all batches have one size.
+    """
     images, labels = (ops.convert_to_tensor(x) for x in batch)
     if backend.backend() == "tensorflow":
         import tensorflow as tf
 
-        data = tf.data.Dataset.from_tensors((images, labels)).repeat()
+        data = tf.data.Dataset.from_tensor_slices((images, labels))
+        data = data.batch(len(images), drop_remainder=known_size).repeat()
         return iter(data.prefetch(tf.data.AUTOTUNE))
     if backend.backend() == "torch":
         return [(images, labels)]
