@@ -218,10 +218,10 @@ def _brief(measures: dict[str, Rows], control: str) -> str:
         cells = [NAMES[labels[0]], str(len(measures["clean"][labels]))]
         for name, rows in measures.items():
             values = np.array([*rows[labels].values()])
-            error = f" ± {_short(standard_error(values))}" if len(values) > 1 else ""
-            cells.append(f"{_short(values.mean())}{error}")
+            error = f" ± {short(standard_error(values))}" if len(values) > 1 else ""
+            cells.append(f"{short(values.mean())}{error}")
             difference = found[name, labels]
-            text = _short(difference.mean(), "+") if len(difference) else ""
+            text = short(difference.mean(), "+") if len(difference) else ""
             if test := t_and_p(difference):
                 star = "*" if corrected[name, labels] < 0.001 else ""
                 text += f" (t {test[0]:.1f}){star}"
@@ -230,7 +230,7 @@ def _brief(measures: dict[str, Rows], control: str) -> str:
     return "\n".join(lines)
 
 
-def _short(value: float, sign: str = "") -> str:
+def short(value: float, sign: str = "") -> str:
     """Formats a fraction with three digits and no zero before the point."""
     return f"{value:{sign}.3f}".replace("0.", ".", 1)
 

@@ -6,7 +6,8 @@ import shlex
 
 import pytest
 
-from experiments import table
+from experiments import table, variants
+from experiments.records import read_records
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = ("docs/evidence.md", "experiments/README.md")
@@ -31,6 +32,37 @@ def test_the_table_is_that_of_the_records(page, arguments, monkeypatch, capsys):
     printed = capsys.readouterr().out.strip()
     assert printed.count("\n") > 3
     assert printed in (ROOT / page).read_text()
+
+
+def test_the_variants_on_mnist_are_those_of_the_records():
+    page = (ROOT / "docs/evidence.md").read_text()
+    part = page.split("### Random starts, and")[1].split("\n### ")[0]
+    told = {k: v[0] for k, v in rows_of(part).items() if k != "---"}
+    records = read_records(ROOT / "experiments/results/variants.jsonl")
+    printed = variants.report(records, "mnist-200")
+    assert printed in (ROOT / "experiments/results/variants.txt").read_text()
+    found = {k: v[0] for k, v in rows_of(printed).items()}
+
+    def cell(row, place):
+        number = r"([+-]?[\d.]+) ± ([\d.]+)(?: \(t (-?[\d.]+),)?"
+        if not (match := re.match(number, found[row][place])):
+            return ""
+        value, error, t = match.groups()
+        value = table.short(float(value), "+" if t else "")
+        return f"{value} (t {t})" if t else f"{value} ± {table.short(float(error))}"
+
+    assert told.pop("flow") and told.pop("statistics")
+    assert len(told) == 11
+    for name, cells in told.items():
+        if name.startswith("fresh"):
+            assert cells == [cell(name, place) for place in (1, 3, 4, 6, 7, 9)], name
+            continue
+        gains = [
+            f"{float(found[f'{name}, momentum {x}'][10].split()[0]):.2f}"
+            for x in (0.9, 0.99, 0.999)
+        ]
+        row = f"{name}, momentum 0.9"
+        assert cells == [*gains, *(cell(row, place) for place in (1, 3, 4, 6))], name
 
 
 def rows_of(text):
