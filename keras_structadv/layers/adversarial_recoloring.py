@@ -212,7 +212,7 @@ class AdversarialRecoloring(StructuredAdversary):
 
     def apply(self, images: Any, field: Any) -> Any:
         """Returns the images with the perturbation added, clipped to `value_range`."""
-        return ops.clip(images + field, *self.value_range)
+        return ops.clip(ops.add(images, field), *self.value_range)
 
     def encode(self, images: Any, gradients: Any, size: int) -> Any:
         """Returns the lowest frequencies of the gradient, (batch, channels, k, l)."""
