@@ -274,6 +274,12 @@ def test_the_costs_of_the_readme_are_those_of_the_record():
     assert f"{min(fresh):.1f} to {max(fresh):.1f} with fresh" in costs
     steps = ratios("flow, rate 1, three steps")
     assert f"{round(sum(steps) / len(steps))} with three steps" in costs
+    between = f"{min(reused):.2f} to {max(reused):.2f}"
+    one = ratios("flow, rate 1")
+    told = f"| {min(one):.2f} to {max(one):.2f} | {between} |"
+    assert told in (ROOT / "docs/guides/fit.md").read_text()
+    troubleshooting = " ".join((ROOT / "docs/troubleshooting.md").read_text().split())
+    assert f"takes {between} times a plain step" in troubleshooting
     assert "about 5 %" in README and abs(sum(reused) / len(reused) - 1.05) < 0.005
 
 
