@@ -163,8 +163,8 @@ def measure(
     for name, (kind, callback) in variants().items():
         if only not in name and name not in ("plain", "gradient only"):
             continue
+        known = not name.endswith(UNKNOWN)
         try:
-            known = not name.endswith(UNKNOWN)
             steps[name] = Step(kind, callback, weights, batch, jit_compile, known)
         except tf.errors.OpError as error:
             print(f"{name}: {str(error).splitlines()[0][:100]}")
