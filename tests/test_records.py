@@ -211,6 +211,7 @@ def measured(monkeypatch, capsys):
         ("controls", "mnist-200", "controls"),
         ("defaults", "mnist-200", "defaults"),
         ("fifty", "mnist-50", "controls"),
+        ("thousand", "mnist-1000", "controls"),
     ):
         wanted = f"--data {data} experiments/results/{file}.jsonl"
         (arguments,) = (x for _, x in TABLES if wanted in x)
@@ -236,6 +237,7 @@ def test_the_table_of_the_readme_is_that_of_the_records(measured):
         "controls": {"seeds", "20", "---"},
         "defaults": {"seeds", "10", "---"},
         "fifty": {"seeds", "10", "---"},
+        "thousand": {"seeds", "10", "---"},
     }
     assert "mean over 20 seeds" in README and "10 seeds. *Worst*" in README
 
@@ -252,11 +254,23 @@ def test_the_gains_of_the_readme_are_those_of_the_records(measured):
         difference = measured[name][row][place]
         t = float(re.search(r"\(t (.*)\)", difference)[1])
         assert t > 5 and difference.split()[0] in helps, (name, row)
+    near = [measured[x]["adversarial flow, reused"][4] for x in ("fifty", "thousand")]
+    few, many = (x.split()[0] for x in near)
+    assert f"({few} with 50 training images, {many} with 1,000)" in helps
+    grows = [
+        f"{float(measured[x]['adversarial flow, reused'][4].split()[0]):.2f}"[1:]
+        for x in ("fifty", "controls", "thousand")
+    ]
+    page = (ROOT / "docs/should_i_use_it.md").read_text()
+    assert f"{', '.join(grows)} at 1 pixel" in page
     rows = measured["controls"]
     clean = [rows[x][2] for x in rows if x.startswith("adversarial flow")]
     assert all(abs(float(x.split()[0])) < 0.005 and "*" not in x for x in clean)
+    many = float(measured["thousand"]["adversarial flow, reused"][2].split()[0])
+    assert abs(many) < 0.005
     few, _, t = measured["fifty"]["adversarial flow, reused"][2].split()
-    assert f"±.00 on 200 digits (+{float(few):.2f}".replace("0.", ".") in README
+    told = f"±.00 on 200 and 1,000 digits (+{float(few):.2f}".replace("0.", ".")
+    assert told in README
     assert f" on 50, t {t}; behind" in README
 
 
