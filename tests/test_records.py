@@ -7,6 +7,7 @@ import shlex
 import pytest
 
 from experiments import table, variants
+from experiments.cells import best_trial, load_cells
 from experiments.records import read_records
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -271,7 +272,41 @@ def test_the_gains_of_the_readme_are_those_of_the_records(measured):
     few, _, t = measured["fifty"]["adversarial flow, reused"][2].split()
     told = f"±.00 on 200 and 1,000 digits (+{float(few):.2f}".replace("0.", ".")
     assert told in README
-    assert f" on 50, t {t}; behind" in README
+    assert f" on 50, t {t}" in README
+
+
+def test_what_is_said_of_recolourings_is_what_the_records_say(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    (arguments,) = (x for _, x in TABLES if "--data colour-glyphs" in x)
+    table.main(shlex.split(arguments))
+    rows = rows_of(capsys.readouterr().out)
+    assert "recolourings beyond random ones" in README
+    names = [x for x in rows if x.startswith("adversarial recolouring")]
+    gains = [cells[2] for name in names for cells in rows[name]]
+    assert len(gains) == 6
+    assert not any(x.startswith("+") and x.endswith("*") for x in gains)
+    page = (ROOT / "docs/guides/strength_and_smoothness.md").read_text()
+    told = " ".join(page.split("colour and class are independent")[1].split())
+    trials = read_records(ROOT / "experiments/results/search.jsonl")
+    found = {True: [], False: []}
+    for adversary, name in (
+        ("none", "plain"),
+        ("random-recoloring", "random recolouring"),
+        ("recoloring-random-start", "adversarial recolouring, random start"),
+        ("recoloring-reused", "adversarial recolouring, reused"),
+    ):
+        for seen, cells in zip((True, False), rows[name]):
+            found[seen].append(f"{float(cells[1].split()[0]):.2f}"[1:])
+        if adversary != "none":
+            cells = load_cells("small/colour-glyphs-controls", ["searched="])
+            (cell,) = (x.to_search() for x in cells if x.adversary == adversary)
+            best = best_trial(trials, cell)["settings"]
+            assert f"U(0, {best['magnitude']:.2g})" in told
+    first, random, start, reused = found[False]
+    assert f"colours rises from {first} to {random} (random" in told
+    assert f", {start} (adversarial" in told and f"and {reused} (with reused" in told
+    first, random, start, reused = found[True]
+    assert f"from {first} to {random}, {start} and {reused}." in told
 
 
 def test_the_costs_of_the_readme_are_those_of_the_record():
