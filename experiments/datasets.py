@@ -42,8 +42,6 @@ DESCRIPTIONS = {
     "stl10": Description((96, 96, 3), 10, 5000, 8000, True, 12, 16, 128.0),
     # Digits and characters are not mirrored; padding and cutout follow their size.
     "digits": Description((16, 16, 1), 10, 200, 800, False, 2, 8, 0.0),
-    "digits-100": Description((16, 16, 1), 10, 100, 800, False, 2, 8, 0.0),
-    "digits-500": Description((16, 16, 1), 10, 500, 800, False, 2, 8, 0.0),
     "mnist-50": Description((28, 28, 1), 10, 50, 2000, False, 3, 14, 0.0),
     "mnist-200": Description((28, 28, 1), 10, 200, 2000, False, 3, 14, 0.0),
     "mnist-1000": Description((28, 28, 1), 10, 1000, 2000, False, 3, 14, 0.0),
@@ -190,8 +188,6 @@ _SOURCES: dict[str, Callable] = {
 }
 _EMBEDDED: dict[str, Callable] = {
     "digits": _digits,
-    "digits-100": _digits,
-    "digits-500": _digits,
     "mnist-50": _mnist,
     "mnist-200": _mnist,
     "mnist-1000": _mnist,
