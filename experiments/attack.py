@@ -21,12 +21,13 @@ def worst_case(
     steps: int = 10,
     restarts: int = 2,
     random: int = 64,
+    smoothness: float | None = None,
     seed: int = 0,
 ) -> dict[str, dict[str, float]]:
     """Measures the accuracy under attack on the first images.
 
-    The fields have the default smoothness of their layer, however the model was
-    trained.
+    Unless told otherwise, the fields have the default smoothness of their layer,
+    however the model was trained.
 
     Args:
         model: from images to logits.
@@ -39,17 +40,19 @@ def worst_case(
         steps: as in `evaluate_robustness`.
         restarts: as in `evaluate_robustness`.
         random: as in `evaluate_robustness`.
+        smoothness: of the flows, in squared pixels.
         seed: seed of the fields.
 
     Returns:
         The accuracies by the name of the attack and the strength: `"gradient"`,
         `"random"`, and `"both"` together.
     """
+    arguments = {} if smoothness is None else {"smoothness": smoothness}
     report = ksa.evaluate_robustness(
         model,
         images[:count],
         labels[:count],
-        _KINDS[kind](),
+        _KINDS[kind](**arguments),
         strengths=strengths,
         steps=steps,
         restarts=restarts,

@@ -1,7 +1,7 @@
 """Prints tables of recorded runs: means, errors, paired differences, corrected p.
 
 python -m experiments.table FILE [...] [--held-out test] [--control ADVERSARY]
-    [--data NAME] [--brief]
+    [--data NAME] [--brief] [--by random]
 """
 
 import argparse
@@ -161,7 +161,7 @@ def markdown(records: list[dict], control: str | None = None) -> str:
     return "\n\n".join(texts)
 
 
-def brief(records: list[dict], control: str) -> str:
+def brief(records: list[dict], control: str, by: str = "both") -> str:
     """Formats the rows of one data set as a table to read, without policies.
 
     The clean accuracy and the worst cases, and each minus that of the control. A star
@@ -171,25 +171,33 @@ def brief(records: list[dict], control: str) -> str:
         records: as `runs.train` returns them, of one data set.
         control: the adversary whose row all others are compared with. Records under
             other attacks than its own are left out.
+        by: whose worst case: `"gradient"`, `"random"` or `"both"`.
 
     Returns:
-        A table for each set that was measured, with its name where there are several.
+        A table for each attack on the control and each set that was measured, with
+        their names where there are several.
     """
-    attacks = [_attack(r) for r in records if _adversary(r) == control]
-    tables: dict[str, dict[str, Rows]] = {}
+    tables: dict[tuple, dict[str, Rows]] = {}
+    attacks = {_attack(r) for r in records if _adversary(r) == control}
     for record in records:
-        if _attack(record) not in attacks:
+        if (attack := _attack(record)) not in attacks:
             continue
         labels = (_adversary(record),)
         for measured, accuracy in record["accuracy"].items():
-            measures = tables.setdefault(measured, {})
+            measures = tables.setdefault((attack, measured), {})
             _note(measures, "clean", labels, record["seed"], accuracy)
-            for strength, value in record["worst_case"][measured]["both"].items():
+            for strength, value in record["worst_case"][measured][by].items():
                 name = f"worst case, {strength}"
                 _note(measures, name, labels, record["seed"], value)
-    texts = [_brief(measures, control) for measures in tables.values()]
-    if len(texts) > 1:
-        texts = [f"In {name}:\n\n{x}" for name, x in zip(tables, texts)]
+    shared = set.intersection(*map(set, attacks)) if attacks else set()
+    texts = []
+    for (attack, measured), measures in tables.items():
+        names = [f"In {measured}"] if measured else []
+        if len(attacks) > 1:
+            own = [" ".join(x) for x in attack if x not in shared]
+            names.append(f"Attack with {', '.join(own) or 'nothing of this'}")
+        title = f"{', '.join(names)}:\n\n" if names else ""
+        texts.append(title + _brief(measures, control))
     return "\n\n".join(texts)
 
 
@@ -197,8 +205,10 @@ def _adversary(record: dict) -> str:
     return record["settings"]["adversary"]
 
 
-def _attack(record: dict) -> dict | None:
-    return record["settings"].get("attack")
+def _attack(record: dict) -> tuple[tuple[str, str], ...]:
+    """The arguments of the attack."""
+    attack = record["settings"].get("attack", {})
+    return tuple((key, str(value)) for key, value in sorted(attack.items()))
 
 
 def _brief(measures: dict[str, Rows], control: str) -> str:
@@ -249,6 +259,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--control", help="adversary to compare with; default random")
     parser.add_argument("--data", help="only the runs on this data set")
     parser.add_argument("--brief", action="store_true", help="a table to read")
+    parser.add_argument("--by", default="both", choices=("gradient", "random", "both"))
     options = parser.parse_args(arguments)
     records = [r for file in options.files for r in read_records(file)]
     records = [
@@ -257,8 +268,10 @@ def main(arguments: list[str] | None = None) -> None:
         if r["held_out"] == options.held_out
         and options.data in (None, r["settings"]["data"])
     ]
-    made = brief if options.brief else markdown
-    print(made(records, options.control))
+    if options.brief:
+        print(brief(records, options.control, options.by))
+    else:
+        print(markdown(records, options.control))
 
 
 if __name__ == "__main__":

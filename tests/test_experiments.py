@@ -1,5 +1,6 @@
 """The experiments: data, models, cells, training, tables, searches."""
 
+import itertools
 import json
 import os
 import pathlib
@@ -586,7 +587,12 @@ def test_a_brief_table():
             "settings": {"adversary": adversary},
             "seed": seed,
             "accuracy": {"": 0.9 + 0.01 * seed + lead},
-            "worst_case": {"": {"both": {"1": 0.4 + 0.002 * seed + 5 * lead}}},
+            "worst_case": {
+                "": {
+                    "both": {"1": 0.4 + 0.002 * seed + 5 * lead},
+                    "random": {"1": 0.8 - lead},
+                }
+            },
         }
         for adversary, lead in (("flow-reused", 0.02), ("random-flow", 0.0))
         for seed in range(3)
@@ -605,6 +611,25 @@ def test_a_brief_table():
     )
     difference = paired.t_and_p(np.array([0.103, 0.1, 0.1]))
     assert f"(t {difference[0]:.1f})*" in lines[3]
+
+    lines = table.brief(records, "random-flow", by="random").splitlines()
+    assert " | .800 ± .000 |  |" in lines[2] and " | .780 ± .000 | -.020" in lines[3]
+
+    # A table for each attack on the control; its name tells what is not in the others.
+    others = [
+        {
+            **record,
+            "settings": {**record["settings"], "attack": {"kind": "flow", **attack}},
+        }
+        for record, attack in itertools.product(records, ({}, {"steps": 50}))
+    ]
+    text = table.brief(others, "random-flow")
+    assert text.count("| random flow | 3 |") == 2
+    assert text.startswith("Attack with nothing of this:\n\n| training")
+    assert "\n\nAttack with steps 50:\n\n| training" in text
+    reused = [r for r in others if r["settings"]["adversary"] == "flow-reused"]
+    text = table.brief([*reused, *records[3:]], "random-flow")
+    assert "random flow" in text and "reused" not in text
 
 
 def test_search_repeats_no_trial_and_cells_take_the_best(tmp_path, capsys, monkeypatch):

@@ -6,7 +6,7 @@ import shlex
 
 import pytest
 
-from experiments import table, variants
+from experiments import paired, table, variants
 from experiments.records import read_records
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -225,7 +225,10 @@ def measured(printed):
         ("fifty", "mnist-50", "controls"),
         ("thousand", "mnist-1000", "controls"),
     ):
-        rows = printed(f"--data {data} experiments/results/{file}.jsonl")
+        rows = printed(
+            f"--brief --control random-flow --data {data} "
+            f"experiments/results/{file}.jsonl"
+        )
         found[name] = {row: cells for row, (cells,) in rows.items()}
     return found
 
@@ -263,15 +266,22 @@ def test_the_gains_of_the_readme_are_those_of_the_records(measured):
         difference = measured[name][row][place]
         t = float(re.search(r"\(t (.*)\)", difference)[1])
         assert t > 5 and difference.split()[0] in helps, (name, row)
-    near = [measured[x]["adversarial flow, reused"][4] for x in ("fifty", "thousand")]
-    few, many = (x.split()[0] for x in near)
-    assert f"({few} with 50 training images, {many} with 1,000)" in helps
+    many = measured["thousand"]["adversarial flow, reused"][4].split()[0]
+    assert f"({many} with 1,000 training images)" in helps
     grows = [
-        f"{float(measured[x]['adversarial flow, reused'][4].split()[0]):.2f}"[1:]
-        for x in ("fifty", "controls", "thousand")
+        f"{float(measured[data][f'adversarial flow, {row}'][4].split()[0]):.2f}"[1:]
+        for data, row in (
+            ("controls", "reused"),
+            ("thousand", "reused"),
+            ("fifty", "random start"),
+        )
     ]
-    page = (ROOT / "docs/should_i_use_it.md").read_text()
-    assert f"{', '.join(grows)} at 1 pixel" in page
+    page = " ".join((ROOT / "docs/should_i_use_it.md").read_text().split())
+    told = (
+        "With reused gradients they are {} at 1 pixel with 200 images and {} with "
+        "1,000; with 50 it takes a random start ({})."
+    )
+    assert told.format(*grows) in page
     rows = measured["controls"]
     clean = [rows[x][2] for x in rows if x.startswith("adversarial flow")]
     assert all(abs(float(x.split()[0])) < 0.005 and "*" not in x for x in clean)
@@ -280,8 +290,65 @@ def test_the_gains_of_the_readme_are_those_of_the_records(measured):
     few, _, t = measured["fifty"]["adversarial flow, reused"][2].split()
     told = f"±.00 on 200 and 1,000 digits (+{float(few):.2f}".replace("0.", ".")
     assert told in README
-    also = "or of recolourings beyond random ones; behind"
+    also = "or of recolourings beyond random ones; against random motions,"
     assert f" on 50, t {t}, {also}" in README
+
+
+def test_defaults_against_the_tuned_random_flow_are_as_the_readme_says():
+    def near(file, adversary):
+        return {
+            r["seed"]: r["worst_case"][""]["both"]["1"]
+            for r in read_records(ROOT / f"experiments/results/{file}.jsonl")
+            if r["cell"] == f"small/mnist-200/{adversary}"
+        }
+
+    gains = {
+        row: paired.differences(
+            near("defaults", f"flow-{row}"), near("controls", "random-flow")
+        )
+        for row in ("three-steps", "random-start", "reused")
+    }
+    assert all(len(x) == 10 for x in gains.values())
+    three, start, reused = (x.mean() for x in gains.values())
+    assert abs(paired.t_and_p(gains["reused"])[0]) < 1 and abs(reused) < 0.01
+    told = (
+        f"over the *tuned* one {table.short(three, '+')} with three steps, "
+        f"{table.short(start, '+')} with a random start, nothing with reused gradients"
+    )
+    assert told in README
+
+
+def test_differences_to_pgd_and_to_two_random_flows_are_those_of_the_records():
+    page = (ROOT / "docs/evidence.md").read_text()
+    part = page.split("## Against PGD and two random flows")[1].split("\n## ")[0]
+    told = rows_of(part)
+    del told["data"], told["---"]
+    names = {
+        "MNIST, 50": ("mnist-50", "controls"),
+        "MNIST, 200": ("mnist-200", "controls"),
+        "MNIST, 200, defaults": ("mnist-200", "defaults"),
+        "MNIST, 1,000": ("mnist-1000", "controls"),
+        "digits": ("digits", "controls"),
+    }
+    assert told.keys() == names.keys()
+    for name, (data, file) in names.items():
+        records = [
+            r
+            for r in read_records(ROOT / f"experiments/results/{file}.jsonl")
+            if r["settings"]["data"] == data
+        ]
+        printed = [
+            rows_of(table.brief(records, control))
+            for control in ("pgd-linf", "random-flow-composed")
+        ]
+        assert [row[0] for row in told[name]] == [
+            "reused",
+            "random start",
+            "three steps",
+        ]
+        for row, *cells in told[name]:
+            found = [rows[f"adversarial flow, {row}"][0] for rows in printed]
+            assert cells == [x[i] for x in found for i in (2, 4, 6)], (name, row)
 
 
 def test_what_is_said_of_recolourings_is_what_the_records_say(printed):
@@ -330,7 +397,8 @@ def test_the_costs_of_the_readme_are_those_of_the_record():
 
     name = "flow, rate 1, reused gradients"
     reused = ratios(name, f"{name}, size unknown")
-    assert f"{min(reused)} to {max(reused)} of a plain step with reused" in costs
+    told = f"flows: {min(reused)} to {max(reused)} of a plain step with reused"
+    assert told in costs
     fresh = ratios("flow, rate 1", "flow, rate 1, random start")
     assert f"{min(fresh):.1f} to {max(fresh):.1f} with fresh" in costs
     steps = ratios("flow, rate 1, three steps")
@@ -378,10 +446,10 @@ def test_the_other_numbers_of_the_readme_are_those_of_the_records():
     (clean, colours), text = rows["0"], " ".join(README.split())
     assert clean[0] == colours[0]
     assert f"{clean[0].split()[0].lstrip('0')[:3]} right" in text
-    flow = f"leave {shown('1', 0)}, adversarial ones {shown('1', 2)};"
+    flow = f"leave {shown('1', 1)}, adversarial ones {shown('1', 2)};"
     assert flow in text
     recoloring = rows["0.01"][0]
-    told = [f"{float(recoloring[i].split()[0]):.2f}".lstrip("0") for i in (0, 2)]
+    told = [f"{float(recoloring[i].split()[0]):.2f}".lstrip("0") for i in (1, 2)]
     assert f"of .01 leave {told[0]} and {told[1]} (" in text
     solve = rows_of(record("solve_and_warp.txt"))["224x224 x 32"]
     milliseconds = next(cells[1] for cells in solve if cells[0] == "dct")
