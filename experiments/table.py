@@ -189,13 +189,13 @@ def brief(records: list[dict], control: str, by: str = "both") -> str:
             for strength, value in record["worst_case"][measured][by].items():
                 name = f"worst case, {strength}"
                 _note(measures, name, labels, record["seed"], value)
-    shared = set.intersection(*map(set, attacks)) if attacks else set()
-    texts = []
+    texts, keys = [], {key for attack in attacks for key, _ in attack}
+    differ = [k for k in sorted(keys) if len({dict(x).get(k) for x in attacks}) > 1]
     for (attack, measured), measures in tables.items():
         names = [f"In {measured}"] if measured else []
-        if len(attacks) > 1:
-            own = [" ".join(x) for x in attack if x not in shared]
-            names.append(f"Attack with {', '.join(own) or 'nothing of this'}")
+        if differ:
+            told = [f"{key} {dict(attack).get(key, 'by default')}" for key in differ]
+            names.append(f"Attack with {', '.join(told)}")
         title = f"{', '.join(names)}:\n\n" if names else ""
         texts.append(title + _brief(measures, control))
     return "\n\n".join(texts)

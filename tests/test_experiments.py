@@ -625,7 +625,7 @@ def test_a_brief_table():
     ]
     text = table.brief(others, "random-flow")
     assert text.count("| random flow | 3 |") == 2
-    assert text.startswith("Attack with nothing of this:\n\n| training")
+    assert text.startswith("Attack with steps by default:\n\n| training")
     assert "\n\nAttack with steps 50:\n\n| training" in text
     reused = [r for r in others if r["settings"]["adversary"] == "flow-reused"]
     text = table.brief([*reused, *records[3:]], "random-flow")

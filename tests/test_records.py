@@ -4,9 +4,11 @@ import pathlib
 import re
 import shlex
 
+import numpy as np
 import pytest
 
 from experiments import paired, table, variants
+from experiments.cells import objective
 from experiments.records import read_records
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -291,7 +293,8 @@ def test_the_gains_of_the_readme_are_those_of_the_records(measured):
     told = f"±.00 on 200 and 1,000 digits (+{float(few):.2f}".replace("0.", ".")
     assert told in README
     also = "or of recolourings beyond random ones; against random motions,"
-    assert f" on 50, t {t}, {also}" in README
+    assert f" on 50, t {t.rstrip(')')}; " in README
+    assert f" after three times the epochs), {also}" in README
 
 
 def test_defaults_against_the_tuned_random_flow_are_as_the_readme_says():
@@ -349,6 +352,185 @@ def test_differences_to_pgd_and_to_two_random_flows_are_those_of_the_records():
         for row, *cells in told[name]:
             found = [rows[f"adversarial flow, {row}"][0] for rows in printed]
             assert cells == [x[i] for x in found for i in (2, 4, 6)], (name, row)
+
+
+def test_what_is_said_of_stronger_attacks_is_what_the_records_say():
+    path = ROOT / "experiments/results/stronger_attack.jsonl"
+    smooth, rough = [], []
+    for record in read_records(path):
+        attack = record["settings"]["attack"]
+        assert (attack["steps"], attack["restarts"], attack["count"]) == (20, 4, 200)
+        (rough if "smoothness" in attack else smooth).append(record)
+    names = ("adversarial flow, reused", "adversarial flow, random start")
+    names += ("adversarial flow, three steps",)
+
+    def near(records, control):
+        rows = rows_of(table.brief(records, control))
+        texts = [rows[name][0][4] for name in names]
+        return [(float(x.split()[0]), x.split("(t ")[1].rstrip(")*")) for x in texts]
+
+    page = " ".join((ROOT / "docs/evidence.md").read_text().split())
+    for told, records in (("({}, {} and {} at 1", smooth), ("({}, {}, {}), of", rough)):
+        gains = [f"{gain:.2f}"[1:] for gain, _ in near(records, "random-flow")]
+        assert told.format(*gains) in page
+    (reused, t), (start, t_start), (three, t_three) = near(rough, "pgd-linf")
+    assert reused < start < 0 < three
+    for told in (
+        f"(by {-reused:.2f} at 1 pixel, t {t[1:]})",
+        f"(-{-start:.2f}, t {t_start[1:]})".replace("(-", "("),
+        f"({three:.2f}, t {t_three})",
+    ):
+        assert told.replace("0.", ".", 1) in page
+    assert "where PGD holds more and three steps most" in README
+
+
+LONGER = {  # names in the table: adversary, epochs, whether of the longer search
+    ("random flow", "60"): ("random-flow", 60, False),
+    ("random flow, best of 24 trials", "60"): ("random-flow", 60, True),
+    **{
+        (f"adversarial flow, {name.replace('-', ' ')}", f"{epochs}"): (
+            f"flow-{name}",
+            epochs,
+            False,
+        )
+        for name in ("reused", "random-start", "three-steps")
+        for epochs in (60, 180)
+    },
+    ("random flow", "180"): ("random-flow", 180, False),
+}
+
+
+@pytest.fixture
+def longer():
+    """Each measure of the first ten seeds by the rows of the table of longer runs."""
+    results, found = ROOT / "experiments/results", {}
+    trials = read_records(results / "longer_search.jsonl")
+    assert [trial["trial"] for trial in trials] == [*range(24)]
+    best = max(trials, key=objective)
+    assert best["trial"] >= 12  # else the longer search found nothing
+    for record in (
+        record
+        for file in ("controls", "checks")
+        for record in read_records(results / f"{file}.jsonl")
+    ):
+        settings = record["settings"]
+        if settings["data"] != "mnist-200" or record["held_out"] != "test":
+            continue
+        is_best = settings["flow"] == best["settings"]
+        row = settings["adversary"], settings["epochs"], is_best
+        worst = record["worst_case"][""]["both"]
+        measures = record["accuracy"][""], worst["1"], worst["2"]
+        for kind, value in enumerate(measures):
+            if record["seed"] < 10:
+                rows = found.setdefault(row, [{}, {}, {}])
+                rows[kind][record["seed"]] = value
+    return found
+
+
+def test_longer_searches_and_trainings_are_those_of_the_records(longer):
+    page = (ROOT / "docs/evidence.md").read_text()
+    part = page.split("## More trials, more epochs")[1].split("\n## ")[0]
+    rows = rows_of(part)
+    del rows["training"], rows["---"]
+    told = {(name, x[0]): x[1:] for name, cells in rows.items() for x in cells}
+    assert told.keys() == LONGER.keys()
+    for name, cells in told.items():
+        row, expected = LONGER[name], []
+        control = ("random-flow", row[1], False)
+        for ours, theirs in zip(longer[row], longer[control]):
+            values = np.array([*ours.values()])
+            assert len(values) == 10
+            error = table.short(paired.standard_error(values))
+            expected.append(f"{table.short(values.mean())} ± {error}")
+            expected.append(minus(ours, theirs) if row != control else "")
+        assert cells == expected, name
+    text = " ".join(part.split())
+    ahead = [
+        minus(*pair)
+        for pair in zip(
+            longer["flow-reused", 60, False], longer["random-flow", 60, True]
+        )
+    ]
+    assert "({}, and {})".format(*(told_of(x) for x in ahead[:2])) in text
+    gains = [
+        minus(*pair)
+        for pair in zip(
+            longer["random-flow", 180, False], longer["random-flow", 60, False]
+        )
+    ]
+    clean, near = (x.removeprefix("+").rstrip(")").split(" (t ") for x in gains[:2])
+    near[0] = f"{float(near[0]):.2f}"[1:]
+    assert (
+        f"of the random flow {clean[0]} in clean accuracy and {near[0]} at 1 pixel (t "
+        f"{clean[1]} and {near[1]})"
+    ) in text
+    names = ("flow-reused", "flow-random-start", "flow-three-steps")
+    control = longer["random-flow", 180, False]
+    clean_180, near_180, far_180 = (
+        [minus(longer[x, 180, False][kind], control[kind]) for x in names]
+        for kind in range(3)
+    )
+    near_180, far_180 = (
+        [f"{float(x.split()[0]):.2f}"[1:] for x in column]
+        for column in (near_180, far_180)
+    )
+    assert (
+        "({}, {} and {} at 1 pixel, {}, {} and {} at 2)".format(*near_180, *far_180)
+        in text
+    )
+    sizes = sorted(x.split()[0].lstrip("-") for x in clean_180)
+    ts = sorted((x.split("(t ")[1].rstrip(")") for x in clean_180), reverse=True)
+    told = f"the adversarial ones {sizes[0]} to {sizes[-1]} behind (t {ts[-1]} to "
+    assert f"{told}{ts[0]};" in text
+    assert f"; {clean_180[0].split()[0]} on 200 after three times" in README
+    three = longer["flow-three-steps", 60, False]
+    lead, lost, lost_far = (
+        float(minus(a, b).split()[0]) for a, b in zip(control, three)
+    )
+    told = (
+        f"gains {table.short(lead)} of clean accuracy over them, and holds "
+        f"{-lost:.2f} less at 1 pixel and {-lost_far:.2f} less at 2"
+    )
+    assert told.replace(" 0.", " .") in text
+    page = " ".join((ROOT / "docs/should_i_use_it.md").read_text().split())
+    told = f"gave a random flow {clean[0]} of clean accuracy and {near[0]} in the worst"
+    assert told in page
+
+
+def minus(ours, theirs):
+    """The paired difference of two rows, with its t."""
+    difference = paired.differences(ours, theirs)
+    t, _ = paired.t_and_p(difference)
+    return f"{table.short(difference.mean(), '+')} (t {t:.1f})"
+
+
+def told_of(difference):
+    """A difference as a sentence has it."""
+    return difference.replace(" (t", ", t").rstrip(")")
+
+
+def test_larger_norms_of_pixels_are_as_the_records_say():
+    found = {}
+    for record in read_records(ROOT / "experiments/results/checks.jsonl"):
+        settings = record["settings"]
+        if settings["pixel"]:
+            assert record["held_out"] == "validation"
+            norm = settings["pixel"]["magnitude"][0]
+            worst = record["worst_case"][""]["both"]["1"]
+            values = found.setdefault((settings["adversary"], norm), [])
+            values.append((record["accuracy"][""], worst))
+    assert all(len(values) == 3 for values in found.values()) and len(found) == 6
+    means = {row: np.mean(values, axis=0) for row, values in found.items()}
+    for name in ("pgd-linf", "fgsm-linf"):
+        assert np.all(means[name, 0.6] < means[name, 0.4])
+    text = " ".join((ROOT / "docs/evidence.md").read_text().split())
+    pgd, fgsm = (
+        [table.short(x) for norm in (0.26, 0.4) for x in means[name, norm]]
+        for name in ("pgd-linf", "fgsm-linf")
+    )
+    told = "from {} clean and {} at 1 pixel with a norm of .26 to {} and {} with .4"
+    assert told.format(*pgd) in text
+    assert "FGSM from {} and {} to {} and {}.".format(*fgsm) in text
 
 
 def test_what_is_said_of_recolourings_is_what_the_records_say(printed):
