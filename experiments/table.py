@@ -189,12 +189,13 @@ def brief(records: list[dict], control: str, by: str = "both") -> str:
             for strength, value in record["worst_case"][measured][by].items():
                 name = f"worst case, {strength}"
                 _note(measures, name, labels, record["seed"], value)
-    texts, keys = [], {key for attack in attacks for key, _ in attack}
-    differ = [k for k in sorted(keys) if len({dict(x).get(k) for x in attacks}) > 1]
+    texts, named = [], {attack: dict(attack) for attack in attacks}
+    keys = sorted({key for arguments in named.values() for key in arguments})
+    differ = [k for k in keys if len({x.get(k) for x in named.values()}) > 1]
     for (attack, measured), measures in tables.items():
         names = [f"In {measured}"] if measured else []
         if differ:
-            told = [f"{key} {dict(attack).get(key, 'by default')}" for key in differ]
+            told = [f"{key} {named[attack].get(key, 'by default')}" for key in differ]
             names.append(f"Attack with {', '.join(told)}")
         title = f"{', '.join(names)}:\n\n" if names else ""
         texts.append(title + _brief(measures, control))
@@ -259,7 +260,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--control", help="adversary to compare with; default random")
     parser.add_argument("--data", help="only the runs on this data set")
     parser.add_argument("--brief", action="store_true", help="a table to read")
-    parser.add_argument("--by", default="both", choices=("gradient", "random", "both"))
+    parser.add_argument(
+        "--by",
+        default="both",
+        choices=("gradient", "random", "both"),
+        help="attack whose worst case a brief table has",
+    )
     options = parser.parse_args(arguments)
     records = [r for file in options.files for r in read_records(file)]
     records = [

@@ -254,6 +254,17 @@ def test_the_table_of_the_readme_is_that_of_the_records(measured):
         "thousand": {"seeds", "10", "---"},
     }
     assert "mean over 20 seeds" in README and "10 seeds. *Worst*" in README
+    flow, *others = (
+        r["settings"]["flow"]
+        for r in runs("curves")
+        if r["settings"]["adversary"] == "flow-reused"
+    )
+    assert others == [flow] * 4
+    told = (
+        f"the picture has `AdversarialFlow({flow['max_displacement']:.1f}, "
+        f"smoothness={flow['smoothness']:.0f}, rate={flow['rate']:.2f})`"
+    )
+    assert told in " ".join(README.split())
 
 
 def test_the_gains_of_the_readme_are_those_of_the_records(measured):
@@ -297,12 +308,26 @@ def test_the_gains_of_the_readme_are_those_of_the_records(measured):
     assert f" after three times the epochs), {also}" in README
 
 
+def runs(file, data="mnist-200"):
+    """The records of the runs on one data set and its test images."""
+    return [
+        record
+        for record in read_records(ROOT / f"experiments/results/{file}.jsonl")
+        if record["settings"]["data"] == data and record["held_out"] == "test"
+    ]
+
+
+def hundredths(value):
+    """Formats the size of a fraction as `.12`."""
+    return f"{abs(float(value)):.2f}"[1:]
+
+
 def test_defaults_against_the_tuned_random_flow_are_as_the_readme_says():
     def near(file, adversary):
         return {
             r["seed"]: r["worst_case"][""]["both"]["1"]
-            for r in read_records(ROOT / f"experiments/results/{file}.jsonl")
-            if r["cell"] == f"small/mnist-200/{adversary}"
+            for r in runs(file)
+            if r["settings"]["adversary"] == adversary
         }
 
     gains = {
@@ -335,13 +360,8 @@ def test_differences_to_pgd_and_to_two_random_flows_are_those_of_the_records():
     }
     assert told.keys() == names.keys()
     for name, (data, file) in names.items():
-        records = [
-            r
-            for r in read_records(ROOT / f"experiments/results/{file}.jsonl")
-            if r["settings"]["data"] == data
-        ]
         printed = [
-            rows_of(table.brief(records, control))
+            rows_of(table.brief(runs(file, data), control))
             for control in ("pgd-linf", "random-flow-composed")
         ]
         assert [row[0] for row in told[name]] == [
@@ -355,9 +375,8 @@ def test_differences_to_pgd_and_to_two_random_flows_are_those_of_the_records():
 
 
 def test_what_is_said_of_stronger_attacks_is_what_the_records_say():
-    path = ROOT / "experiments/results/stronger_attack.jsonl"
     smooth, rough = [], []
-    for record in read_records(path):
+    for record in runs("stronger_attack"):
         attack = record["settings"]["attack"]
         assert (attack["steps"], attack["restarts"], attack["count"]) == (20, 4, 200)
         (rough if "smoothness" in attack else smooth).append(record)
@@ -367,55 +386,39 @@ def test_what_is_said_of_stronger_attacks_is_what_the_records_say():
     def near(records, control):
         rows = rows_of(table.brief(records, control))
         texts = [rows[name][0][4] for name in names]
-        return [(float(x.split()[0]), x.split("(t ")[1].rstrip(")*")) for x in texts]
+        return [(float(x.split()[0]), x.split("(t ")[1].strip("-)*")) for x in texts]
 
     page = " ".join((ROOT / "docs/evidence.md").read_text().split())
-    for told, records in (("({}, {} and {} at 1", smooth), ("({}, {}, {}), of", rough)):
-        gains = [f"{gain:.2f}"[1:] for gain, _ in near(records, "random-flow")]
+    for told, records in (
+        ("({}, {} and {} at 1", smooth),
+        ("({}, {}, {}), about", rough),
+    ):
+        gains = [hundredths(gain) for gain, _ in near(records, "random-flow")]
         assert told.format(*gains) in page
     (reused, t), (start, t_start), (three, t_three) = near(rough, "pgd-linf")
     assert reused < start < 0 < three
     for told in (
-        f"(by {-reused:.2f} at 1 pixel, t {t[1:]})",
-        f"(-{-start:.2f}, t {t_start[1:]})".replace("(-", "("),
-        f"({three:.2f}, t {t_three})",
+        f"(by {hundredths(reused)} at 1 pixel, t {t})",
+        f"({hundredths(start)}, t {t_start})",
+        f"({hundredths(three)}, t {t_three})",
     ):
-        assert told.replace("0.", ".", 1) in page
+        assert told in page
     assert "where PGD holds more and three steps most" in README
-
-
-LONGER = {  # names in the table: adversary, epochs, whether of the longer search
-    ("random flow", "60"): ("random-flow", 60, False),
-    ("random flow, best of 24 trials", "60"): ("random-flow", 60, True),
-    **{
-        (f"adversarial flow, {name.replace('-', ' ')}", f"{epochs}"): (
-            f"flow-{name}",
-            epochs,
-            False,
-        )
-        for name in ("reused", "random-start", "three-steps")
-        for epochs in (60, 180)
-    },
-    ("random flow", "180"): ("random-flow", 180, False),
-}
+    flows = {r["settings"]["adversary"]: r["settings"]["flow"] for r in rough}
+    own = {f"{flows[x]['smoothness']:.0f}" for x in flows if x.startswith("flow-")}
+    (own,), control = own, flows["random-flow"]["smoothness"]
+    assert f"(smoothness {own}; the random flow has {control:.0f})" in page
 
 
 @pytest.fixture
 def longer():
     """Each measure of the first ten seeds by the rows of the table of longer runs."""
-    results, found = ROOT / "experiments/results", {}
-    trials = read_records(results / "longer_search.jsonl")
+    found, trials = {}, read_records(ROOT / "experiments/results/longer_search.jsonl")
     assert [trial["trial"] for trial in trials] == [*range(24)]
     best = max(trials, key=objective)
     assert best["trial"] >= 12  # else the longer search found nothing
-    for record in (
-        record
-        for file in ("controls", "checks")
-        for record in read_records(results / f"{file}.jsonl")
-    ):
+    for record in [*runs("controls"), *runs("checks")]:
         settings = record["settings"]
-        if settings["data"] != "mnist-200" or record["held_out"] != "test":
-            continue
         is_best = settings["flow"] == best["settings"]
         row = settings["adversary"], settings["epochs"], is_best
         worst = record["worst_case"][""]["both"]
@@ -432,47 +435,43 @@ def test_longer_searches_and_trainings_are_those_of_the_records(longer):
     part = page.split("## More trials, more epochs")[1].split("\n## ")[0]
     rows = rows_of(part)
     del rows["training"], rows["---"]
-    told = {(name, x[0]): x[1:] for name, cells in rows.items() for x in cells}
-    assert told.keys() == LONGER.keys()
-    for name, cells in told.items():
-        row, expected = LONGER[name], []
-        control = ("random-flow", row[1], False)
+    adversaries, told = {name: key for key, name in table.NAMES.items()}, {}
+    for name, cells in rows.items():
+        name, _, is_best = name.partition(", best of 24")
+        for epochs, *rest in cells:
+            told[adversaries[name], int(epochs), bool(is_best)] = rest
+    names = ("flow-reused", "flow-random-start", "flow-three-steps")
+    assert told.keys() == {x for x in longer if x[0] in ("random-flow", *names)}
+    assert len(told) == 9
+    for row, cells in told.items():
+        control, expected = ("random-flow", row[1], False), []
         for ours, theirs in zip(longer[row], longer[control]):
             values = np.array([*ours.values()])
             assert len(values) == 10
             error = table.short(paired.standard_error(values))
             expected.append(f"{table.short(values.mean())} ± {error}")
             expected.append(minus(ours, theirs) if row != control else "")
-        assert cells == expected, name
+        assert cells == expected, row
     text = " ".join(part.split())
-    ahead = [
-        minus(*pair)
-        for pair in zip(
-            longer["flow-reused", 60, False], longer["random-flow", 60, True]
-        )
-    ]
-    assert "({}, and {})".format(*(told_of(x) for x in ahead[:2])) in text
-    gains = [
-        minus(*pair)
-        for pair in zip(
-            longer["random-flow", 180, False], longer["random-flow", 60, False]
-        )
-    ]
+    ahead = map(
+        minus, longer["flow-reused", 60, False], longer["random-flow", 60, True]
+    )
+    ahead = [x.replace(" (t", ", t").rstrip(")") for x in ahead]
+    assert "({}, and {})".format(*ahead[:2]) in text
+    control = longer["random-flow", 180, False]
+    gains = [*map(minus, control, longer["random-flow", 60, False])]
     clean, near = (x.removeprefix("+").rstrip(")").split(" (t ") for x in gains[:2])
-    near[0] = f"{float(near[0]):.2f}"[1:]
+    near[0] = hundredths(near[0])
     assert (
         f"of the random flow {clean[0]} in clean accuracy and {near[0]} at 1 pixel (t "
         f"{clean[1]} and {near[1]})"
     ) in text
-    names = ("flow-reused", "flow-random-start", "flow-three-steps")
-    control = longer["random-flow", 180, False]
     clean_180, near_180, far_180 = (
         [minus(longer[x, 180, False][kind], control[kind]) for x in names]
         for kind in range(3)
     )
     near_180, far_180 = (
-        [f"{float(x.split()[0]):.2f}"[1:] for x in column]
-        for column in (near_180, far_180)
+        [hundredths(x.split()[0]) for x in column] for column in (near_180, far_180)
     )
     assert (
         "({}, {} and {} at 1 pixel, {}, {} and {} at 2)".format(*near_180, *far_180)
@@ -489,9 +488,9 @@ def test_longer_searches_and_trainings_are_those_of_the_records(longer):
     )
     told = (
         f"gains {table.short(lead)} of clean accuracy over them, and holds "
-        f"{-lost:.2f} less at 1 pixel and {-lost_far:.2f} less at 2"
+        f"{hundredths(lost)} less at 1 pixel and {hundredths(lost_far)} less at 2"
     )
-    assert told.replace(" 0.", " .") in text
+    assert told in text
     page = " ".join((ROOT / "docs/should_i_use_it.md").read_text().split())
     told = f"gave a random flow {clean[0]} of clean accuracy and {near[0]} in the worst"
     assert told in page
@@ -502,11 +501,6 @@ def minus(ours, theirs):
     difference = paired.differences(ours, theirs)
     t, _ = paired.t_and_p(difference)
     return f"{table.short(difference.mean(), '+')} (t {t:.1f})"
-
-
-def told_of(difference):
-    """A difference as a sentence has it."""
-    return difference.replace(" (t", ", t").rstrip(")")
 
 
 def test_larger_norms_of_pixels_are_as_the_records_say():
