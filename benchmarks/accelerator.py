@@ -8,12 +8,13 @@ that is compared runs in turn in one process.
 
     KERAS_BACKEND=jax python -m benchmarks.accelerator [--sizes 32 ... 1024]
         [--pixels N] [--models wide-resnet efficientnet resnet] [--rounds N]
-        [--precision float32 mixed_bfloat16] [--small]
+        [--precision float32 mixed_bfloat16] [--brief] [--small]
 
 `--small` checks the script itself on a CPU, in a minute or two. Compiling the steps
-takes long: if time is short, pass one model and one precision. Without values,
-`--sizes` and `--models` leave their part out. The products of the models have the
-precision of the backend, on a GPU mostly TF32; those of the fields have full precision.
+takes long: if time is short, pass one model and one precision; `--brief` leaves out the
+recolourings and the rate of one half. Without values, `--sizes` and `--models` leave
+their part out. The products of the models have the precision of the backend, on a GPU
+mostly TF32; those of the fields have full precision.
 """
 
 import argparse
@@ -192,17 +193,18 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--models", nargs="*", default=list(MODELS)[:3], choices=MODELS)
     parser.add_argument("--precision", nargs="+", default=["float32", "mixed_bfloat16"])
+    parser.add_argument("--brief", action="store_true")
     parser.add_argument("--small", action="store_true")
     options = parser.parse_args(arguments)
     if options.small:
         options.sizes, options.pixels = [32], 2**12
-        options.models, options.rounds = ["small"], 2
+        options.models, options.rounds, options.brief = ["small"], 2, True
     print(f"\n{device()}; {machine()}; median of {options.rounds} rounds")
     check()
     if options.sizes:
         fields(options.sizes, options.pixels, options.rounds, options.small)
     for name, precision in itertools.product(options.models, options.precision):
-        steps(name, precision, options.rounds, options.small)
+        steps(name, precision, options.rounds, options.brief)
 
 
 if __name__ == "__main__":

@@ -44,14 +44,14 @@ class GradientOnly(ksa.AdversarialRecoloring):
         return strength * ops.sign(gradients)
 
 
-def steps(name: str, precision: str, rounds: int, small: bool = False) -> None:
+def steps(name: str, precision: str, rounds: int, brief: bool = False) -> None:
     """Prints the table of a model's training steps.
 
     Args:
         name: one of `MODELS`.
         precision: dtype policy.
         rounds: rounds that count.
-        small: whether to leave out recolourings and the rate of one half.
+        brief: whether to leave out recolourings and the rate of one half.
     """
     size, count, build = MODELS[name]
     keras.config.set_dtype_policy(precision)
@@ -60,14 +60,14 @@ def steps(name: str, precision: str, rounds: int, small: bool = False) -> None:
     batch = images, rng.integers(0, 10, count).astype("int32")
     training = ksa.AdversarialTraining
     kinds = {"flow": ksa.AdversarialFlow, "recolouring": ksa.AdversarialRecoloring}
-    if small:
+    if brief:
         del kinds["recolouring"]
     callbacks = {
         "plain": keras.callbacks.Callback(),
         "gradient only (FGSM), rate 1": training(GradientOnly(rate=1.0)),
     }
     for (kind, layer), gradient in itertools.product(kinds.items(), ("fresh", "reuse")):
-        for rate in (1.0,) if small else (1.0, 0.5):
+        for rate in (1.0,) if brief else (1.0, 0.5):
             suffix = ", reused" if gradient == "reuse" else ""
             callbacks[f"{kind}, rate {rate:g}{suffix}"] = training(
                 layer(rate=rate), gradient=gradient

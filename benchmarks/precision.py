@@ -38,7 +38,7 @@ def rounded(x: Any, bits: int) -> Any:
         precision.
     """
     scaled = ops.multiply(x, 2.0 ** (24 - bits) + 1)
-    return scaled - (scaled - x)
+    return scaled - ops.subtract(scaled, x)
 
 
 @contextlib.contextmanager

@@ -188,7 +188,8 @@ def test_a_low_rank_is_the_projection_on_the_smoothest_changes(photographs):
 @pytest.mark.backends("tensorflow", "torch")
 def test_a_basis_gives_what_the_rank_gives(photographs):
     images, gradients = photographs
-    basis = recoloring_basis(EdgePreserving(scaled_to_unit(images, (0, 255))), 6)
+    scaled = scaled_to_unit(ops.convert_to_tensor(images), (0, 255))
+    basis = recoloring_basis(EdgePreserving(scaled), 6)
     assert tuple(basis.shape) == (4, 32, 32, 3, 6)
     expected = recolor(images, gradients, rank=6)
     out = recoloring_from_basis(gradients, basis)

@@ -154,18 +154,24 @@ def test_the_table_of_several_devices_is_that_of_the_record():
 
 
 def test_the_tables_of_the_gpu_are_those_of_the_record():
-    text = record("accelerator.txt")
+    text, torch = record("accelerator.txt"), record("accelerator_torch.txt")
     page = (ROOT / "docs/benchmarks.md").read_text().split("## On a GPU")[1]
-    steps = {}
-    for part in re.split(r"^wide-resnet, 128 of 32 px, ", text, flags=re.M)[1:]:
-        for name, cells in rows_of(part).items():
-            ms, ratio, *_ = cells[0]
-            if name == "step" or ms.startswith("--"):
-                continue
-            steps.setdefault(name, []).append(f"{ms} ms, {float(ratio):.2f}")
+    columns = {}
+    for place, printed in (("jax", text), ("torch", torch)):
+        for part in re.split(r"\n\n(?=[a-z-]+, \d+ of \d+ px, )", printed)[1:]:
+            model, _, precision, *_ = part.split("\n")[0].split(", ")
+            columns[place, model, precision] = {
+                name: f"{cells[0]} ms, {float(cells[1]):.2f}"
+                for name, (cells, *_) in rows_of(part).items()
+                if re.fullmatch(r"[\d.]+", cells[0])
+            }
+    steps, eager = {}, {}
+    for name in columns["jax", "wide-resnet", "float32"]:
+        cells = [column.get(name, "not timed") for column in columns.values()]
+        assert len(cells) == 4 and f"| {name} | {' | '.join(cells)} |" in page
+        steps[name] = cells[:2]
+        eager[name] = float(cells[3].split()[-1])
     assert len(steps) == 10
-    for name, cells in steps.items():
-        assert len(cells) == 2 and f"| {name} | {' | '.join(cells)} |" in page
     reused = [
         x.split()[-1] for k, v in steps.items() if "rate 1, reused" in k for x in v
     ]
@@ -177,12 +183,21 @@ def test_the_tables_of_the_gpu_are_those_of_the_record():
         if "rate" in name and "reused" not in name and "only" not in name
     ]
     assert f"{min(fresh)} to {max(fresh)} with fresh" in " ".join(README.split())
-    half = [float(x) for x in re.findall(r"rate 0.5 \|.*\| (0\.\d+) \|$", text, re.M)]
-    assert len(half) == 4
-    told = (
-        f"add .{min(half) * 100:.0f} to .{max(half) * 100:.0f} of the time that those"
-    )
-    assert told in " ".join(page.split())
+    words = " ".join(page.split())
+    halves = [
+        re.findall(r"rate 0.5 \|.*\| 0(\.\d+) \|$", x, re.M) for x in (text, torch)
+    ]
+    assert [*map(len, halves)] == [4, 2]
+    jax, other = (f"{min(half)} to {max(half)}" for half in halves)
+    assert f"add {jax} of the time that those at every image add" in words
+    assert f"where nothing is compiled, {other}." in words
+    again = [x for name, x in eager.items() if "reused" in name]
+    anew = [x for name, x in eager.items() if "rate" in name and "reused" not in name]
+    anew.remove(eager["gradient only (FGSM), rate 1"])
+    guide = " ".join((ROOT / "docs/guides/backends.md").read_text().split())
+    assert f"{min(reused)} to {max(reused)} of a plain one on JAX" in guide
+    assert f"and {min(again)} to {max(again)} on PyTorch" in guide
+    assert f"{min(fresh)} to {max(fresh)}, and {min(anew)} to {max(anew)}." in guide
     fields = {}
     for count, size, name, ms, part in re.findall(
         r"^\| (\d+) of (\d+) px \| (.*?) \| (\S+) \| \w+ \| (\S+) \|$", text, re.M
@@ -194,8 +209,19 @@ def test_the_tables_of_the_gpu_are_those_of_the_record():
     for name, cells in fields.items():
         row = [cells.get(column, "not made") for column in (*columns, "recolouring")]
         assert f"| {name} | {' | '.join(row)} |" in page
-    for error in re.findall(r"(?:relative|residual) \| (\S+) \|", text):
+    for error in re.findall(r"(?:relative|residual) \| (\S+) \|", text + torch):
         assert error in page
+
+    def milliseconds(what):
+        return re.findall(rf"\| {what}[^|]* \| (\S+) \| \w+ \|", torch)
+
+    both, recoloured = (
+        [*map(float, milliseconds(x))] for x in ("flow and warp", "recolouring")
+    )
+    dense, solve = (milliseconds(x)[0] for x in ("solve, the paper's", "solve"))
+    assert f"the faster one, {dense} ms against {solve} ms" in words
+    told = f"{min(both):.1f} to {max(both):.1f} ms there, a recolouring"
+    assert f"{told} {min(recoloured):.0f} to {max(recoloured):.0f} ms." in words
 
 
 README = (ROOT / "README.md").read_text()

@@ -37,7 +37,7 @@ def edge_preserving_preconditioner(operator: EdgePreserving) -> Callable[[Any], 
         low = ops.matmul(right.T, ops.reshape(low, (rows, columns, -1)))
         low = ops.matmul(down.T, ops.reshape(low, (rows, -1)))
         low = ops.reshape(low, (height, width, operator.channels, -1))
-        return low + fine * residual
+        return low + ops.multiply(fine, residual)
 
     return apply
 
