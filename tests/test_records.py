@@ -293,7 +293,7 @@ def test_the_table_of_the_readme_is_that_of_the_records(measured):
     assert told in " ".join(README.split())
 
 
-def test_the_gains_of_the_readme_are_those_of_the_records(measured):
+def test_the_gains_of_the_readme_are_those_of_the_records(measured, printed):
     helps = next(line for line in README.splitlines() if "**helps**" in line)
     told = [
         ("controls", "adversarial flow, reused", 4),
@@ -306,7 +306,10 @@ def test_the_gains_of_the_readme_are_those_of_the_records(measured):
         t = float(re.search(r"\(t (.*)\)", difference)[1])
         assert t > 5 and difference.split()[0] in helps, (name, row)
     many = measured["thousand"]["adversarial flow, reused"][4].split()[0]
-    assert f"({many} with 1,000 training images)" in helps
+    (glyphs,) = printed("--data glyphs")["adversarial flow, reused"]
+    glyphs = glyphs[4].split()[0]
+    told = f"({many} with 1,000 training images, {glyphs} on printed characters)"
+    assert told in helps
     grows = [
         f"{float(measured[data][f'adversarial flow, {row}'][4].split()[0]):.2f}"[1:]
         for data, row in (
@@ -321,6 +324,7 @@ def test_the_gains_of_the_readme_are_those_of_the_records(measured):
         "1,000; with 50 it takes a random start ({})."
     )
     assert told.format(*grows) in page
+    assert f"On printed characters they are [{hundredths(glyphs)}]" in page
     rows = measured["controls"]
     clean = [rows[x][2] for x in rows if x.startswith("adversarial flow")]
     assert all(abs(float(x.split()[0])) < 0.005 and "*" not in x for x in clean)
@@ -383,6 +387,7 @@ def test_differences_to_pgd_and_to_two_random_flows_are_those_of_the_records():
         "MNIST, 200, defaults": ("mnist-200", "defaults"),
         "MNIST, 1,000": ("mnist-1000", "controls"),
         "digits": ("digits", "controls"),
+        "glyphs": ("glyphs", "controls"),
     }
     assert told.keys() == names.keys()
     for name, (data, file) in names.items():
@@ -400,6 +405,28 @@ def test_differences_to_pgd_and_to_two_random_flows_are_those_of_the_records():
             assert cells == [x[i] for x in found for i in (2, 4, 6)], (name, row)
 
 
+def test_the_settings_that_won_are_those_of_the_records():
+    page = (ROOT / "docs/evidence.md").read_text()
+    part = page.split("## What the searches chose")[1].split("\n## ")[0]
+    rows = rows_of(part)
+    ((*data,),) = rows.pop("training")
+    del rows["---"]
+    assert len(rows) == 7 and len(data) == 5
+    adversaries = {name: key for key, name in table.NAMES.items()}
+    for column, name in enumerate(data):
+        flows = {
+            record["settings"]["adversary"]: record["settings"]["flow"]
+            for record in runs(
+                "controls", name.lower().replace(", ", "-").replace(",", "")
+            )
+        }
+        for row, (cells,) in rows.items():
+            form = "{max_displacement:.1f}, {smoothness:.0f}, {rate:.2f}"
+            flow = flows[adversaries[row]]
+            told = form.format(**flow) if flow else "default"
+            assert cells[column] == told, (name, row)
+
+
 def test_what_is_said_of_stronger_attacks_is_what_the_records_say():
     smooth, rough = [], []
     for record in runs("stronger_attack"):
@@ -409,9 +436,9 @@ def test_what_is_said_of_stronger_attacks_is_what_the_records_say():
     names = ("adversarial flow, reused", "adversarial flow, random start")
     names += ("adversarial flow, three steps",)
 
-    def near(records, control):
+    def near(records, control, place=4):
         rows = rows_of(table.brief(records, control))
-        texts = [rows[name][0][4] for name in names]
+        texts = [rows[name][0][place] for name in names]
         return [(float(x.split()[0]), x.split("(t ")[1].strip("-)*")) for x in texts]
 
     page = " ".join((ROOT / "docs/evidence.md").read_text().split())
@@ -429,6 +456,16 @@ def test_what_is_said_of_stronger_attacks_is_what_the_records_say():
         f"({hundredths(three)}, t {t_three})",
     ):
         assert told in page
+    far = (
+        hundredths(gain)
+        for records in (rough, smooth)
+        for gain, _ in near(records, "random-flow", 6)
+    )
+    told = "({}, {} and {} instead of {}, {} and {}), and PGD holds more than a random"
+    assert told.format(*far) in page
+    rows = rows_of(table.brief(rough, "random-flow"))
+    pgd, start = (rows[name][0][5].split()[0] for name in ("PGD, L-infinity", names[1]))
+    assert f"than a random start ({pgd} against {start})." in page
     assert "where PGD holds more and three steps most" in README
     flows = {r["settings"]["adversary"]: r["settings"]["flow"] for r in rough}
     own = {f"{flows[x]['smoothness']:.0f}" for x in flows if x.startswith("flow-")}
@@ -553,6 +590,61 @@ def test_larger_norms_of_pixels_are_as_the_records_say():
     assert "FGSM from {} and {} to {} and {}.".format(*fgsm) in text
 
 
+def test_what_is_said_of_glyphs_is_what_the_records_say(printed):
+    rows = {
+        name.removeprefix("adversarial flow, "): cells
+        for name, (cells,) in printed("--data glyphs").items()
+    }
+    page = (ROOT / "docs/evidence.md").read_text()
+    text = " ".join(page.split("## Glyphs")[1].split("\n## ")[0].split())
+
+    def difference(name, place=4):
+        size, t = rows[name][place].rstrip(")*").split(" (t ")
+        return hundredths(size), size.lstrip("+-"), t
+
+    near = [difference(x)[0] for x in ("reused", "random start", "three steps")]
+    told = "hold {} more of the characters at 1 pixel than the random flow, a random "
+    assert (told + "start {}, three steps {};").format(*near) in text
+    most = max(cells[5].split()[0] for cells in list(rows.values())[2:])
+    assert f"at 2 pixels no row holds more than {most}." in text
+    (_, *three), (_, *two) = (
+        difference("three steps", 2),
+        difference("two random flows", 2),
+    )
+    told = (
+        "three steps ({}) and two random flows ({}) are ahead of one random flow by {} "
+    )
+    clean = [rows[x][1].split()[0] for x in ("three steps", "two random flows")]
+    told = told.format(*clean, three[0]) + f"and {two[0]} (t {three[1]} and {two[1]})"
+    assert told in text
+    level = [difference(x, 2)[2] for x in ("reused", "random start")]
+    assert "level with it (t {} and {})".format(*level) in text
+    composed = rows_of(table.brief(runs("controls", "glyphs"), "random-flow-composed"))
+    behind = [
+        composed[f"adversarial flow, {x}"][0][2].lstrip("-").rstrip(")").split(" (t ")
+        for x in ("reused", "random start")
+    ]
+    sizes, ts = zip(*behind)
+    told = "and {} and {} behind two (t {} and {})"
+    assert told.format(*sizes, *ts) in text
+    ahead = [difference(x)[0] for x in ("FGM, L2", "PGD, L-infinity")]
+    assert "hold {} and {} more than the random flow".format(*ahead) in text
+    sign = difference("random sign")[0]
+    assert f"With a random sign {sign} of the {near[0]} are there." in text
+    alone = rows_of(table.brief(runs("controls", "glyphs"), "random-flow", "random"))
+    best, three, one, reused = (
+        alone[x][0][5].split()[0]
+        for x in (
+            "two random flows",
+            "adversarial flow, three steps",
+            "random flow",
+            "adversarial flow, reused",
+        )
+    )
+    told = f"({best}), then three steps ({three}); one random flow has {one}, reused"
+    assert f"{told} gradients {reused}." in " ".join(page.split())
+
+
 def test_what_is_said_of_recolourings_is_what_the_records_say(printed):
     rows = printed("--data colour-glyphs")
     names = [x for x in rows if x.startswith("adversarial recolouring")]
@@ -588,6 +680,9 @@ def test_what_is_said_of_recolourings_is_what_the_records_say(printed):
     assert told in text
     plain, random, start, reused = same
     assert f"it goes from {plain} to {random}, {start} and {reused} " in text
+    _, jitter = rows["colour jitter"]
+    told = f"with jitter of contrast and brightness it is {hundredths(jitter[1][:4])}."
+    assert told in text
 
 
 def test_the_costs_of_the_readme_are_those_of_the_record():
@@ -656,3 +751,5 @@ def test_the_other_numbers_of_the_readme_are_those_of_the_records():
     solve = rows_of(record("solve_and_warp.txt"))["224x224 x 32"]
     milliseconds = next(cells[1] for cells in solve if cells[0] == "dct")
     assert f"{float(milliseconds.split()[0]):.0f} ms for 32 photographs" in text
+    warp = next(cells[1] for cells in solve if cells[0] == "warp")
+    assert f"the pixels takes {float(warp.split()[0]):.0f} ms more" in text
