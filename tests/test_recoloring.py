@@ -165,6 +165,7 @@ def test_the_size_of_the_gradient_does_not_matter(photographs, scale):
 
 
 @pytest.mark.backends("tensorflow", "torch")
+@pytest.mark.rare
 def test_a_low_rank_is_the_projection_on_the_smoothest_changes(photographs):
     images, gradients = photographs
     out = recolor(images, gradients, rank=3)
